@@ -1,0 +1,77 @@
+//! Health, metrics and what else machines ask a worker.
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::State;
+use axum::http::{StatusCode, Uri, header};
+use axum::response::{IntoResponse, Response};
+use pointsman_proto::openai::{ErrorBody, ModelCard, ModelList};
+use pointsman_proto::series;
+use serde_json::{Value, json};
+
+use super::Api;
+use super::error::ApiError;
+
+/// 200 while the worker takes requests, 503 while it drains or after its backend failed; never a body.
+pub(super) async fn health(State(api): State<Arc<Api>>) -> StatusCode {
+    if api.engine.is_healthy() && !api.engine.is_draining() {
+        StatusCode::OK
+    } else {
+        StatusCode::SERVICE_UNAVAILABLE
+    }
+}
+
+/// The version of this worker, not of any vLLM.
+pub(super) async fn version() -> Json<Value> {
+    Json(json!({ "version": env!("CARGO_PKG_VERSION") }))
+}
+
+/// The Prometheus page.
+pub(super) async fn metrics(State(api): State<Arc<Api>>) -> Response {
+    // Live requests that are in neither gauge are on their way to the engine thread.
+    let live = api.engine.live_requests();
+    let stats = api.engine.stats();
+    let seen = stats.running as usize + stats.waiting as usize;
+    let page = api.metrics.render(&stats, live.saturating_sub(seen) as u32);
+    ([(header::CONTENT_TYPE, series::CONTENT_TYPE)], page).into_response()
+}
+
+/// Requests in the worker, running or waiting.
+pub(super) async fn load(State(api): State<Arc<Api>>) -> Json<Value> {
+    Json(json!({ "server_load": api.engine.live_requests() }))
+}
+
+/// The served names, all of them for the one model.
+pub(super) async fn models(State(api): State<Arc<Api>>) -> Json<ModelList> {
+    let root = api.config.model_root.display().to_string();
+    let max_model_len = api.engine.max_model_len();
+    let card = |name: &String| {
+        ModelCard::base(name, api.config.created, "pointsman", &root, max_model_len)
+    };
+    Json(ModelList::new(
+        api.config.model_names.iter().map(card).collect(),
+    ))
+}
+
+/// Where KV events are published; 404 where they are not.
+pub(super) async fn kv_event_sources(State(api): State<Arc<Api>>) -> Result<Response, ApiError> {
+    if api.config.kv_event_sources.is_empty() {
+        let message = "this worker publishes no KV events; start it with --kv-events-config";
+        return Err(ApiError::new(ErrorBody::not_found(message)));
+    }
+    Ok(Json(&api.config.kv_event_sources).into_response())
+}
+
+/// Forgets all cached prefixes, unless a request is using blocks.
+pub(super) async fn reset_prefix_cache(State(api): State<Arc<Api>>) -> Json<Value> {
+    Json(json!({ "success": api.engine.reset_prefix_cache().await }))
+}
+
+/// Everything else.
+pub(super) async fn not_found(uri: Uri) -> ApiError {
+    ApiError::new(ErrorBody::not_found(format!(
+        "there is nothing at {}",
+        uri.path()
+    )))
+}

@@ -1,0 +1,179 @@
+//! The running requests behind one response: submitted together, read as they come, dropped together.
+//!
+//! `n` choices are `n` requests, so the engine needs to know nothing of choices: the first computes the prompt, and
+//! the prefix cache serves the others as far as blocks are full. Choice `c` of a seeded request has the seed plus
+//! `c`, so that choices differ and stay reproducible.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use axum::http::HeaderMap;
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
+use pointsman_proto::openai::Usage;
+
+use super::Api;
+use super::choice::{Choice, Delta, End};
+use super::error::ApiError;
+use super::sampling::Checked;
+use crate::scheduler::{NewRequest, TokenUpdate};
+use crate::worker::{RequestStream, SubmitError};
+
+/// Characters of a client's request id that are kept.
+const REQUEST_ID_CHARS_MAX: usize = 256;
+
+/// Header with the client's id of the request.
+pub(super) const REQUEST_ID_HEADER: &str = "x-request-id";
+/// Header with the request's priority.
+pub(super) const PRIORITY_HEADER: &str = "x-vllm-priority";
+
+/// What stands in every response and chunk of a request.
+#[derive(Debug, Clone)]
+pub(super) struct Head {
+    pub(super) id: String,
+    pub(super) created: u64,
+    pub(super) model: String,
+}
+
+impl Head {
+    /// `prefix` and the client's id, from the header or else the body, or else a random one.
+    pub(super) fn new(
+        prefix: &str,
+        headers: &HeaderMap,
+        body_id: Option<&str>,
+        model: String,
+    ) -> Self {
+        let header = headers
+            .get(REQUEST_ID_HEADER)
+            .and_then(|value| value.to_str().ok());
+        let id = match header.or(body_id).filter(|id| !id.is_empty()) {
+            Some(id) => id.chars().take(REQUEST_ID_CHARS_MAX).collect(),
+            None => format!("{:032x}", rand::random::<u128>()),
+        };
+        let created = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .unwrap_or_default()
+            .as_secs();
+        Self {
+            id: format!("{prefix}-{id}"),
+            created,
+            model,
+        }
+    }
+}
+
+/// A header's value as text.
+pub(super) fn header<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
+    headers.get(name).and_then(|value| value.to_str().ok())
+}
+
+/// The running requests of one response. Dropping it aborts those that have not ended.
+pub(super) struct Generation {
+    choices: Vec<Choice>,
+    running: FuturesUnordered<Running>,
+    prompt_tokens: u32,
+    choices_per_prompt: usize,
+}
+
+/// The next update of one choice, with its stream.
+type Running = Pin<Box<dyn Future<Output = (usize, RequestStream, Option<TokenUpdate>)> + Send>>;
+
+impl Generation {
+    /// Submits `n` requests for each prompt; all of them or, on an error, none.
+    pub(super) fn submit(
+        api: &Api,
+        head: &Head,
+        prompts: Vec<Vec<u32>>,
+        checked: &Checked,
+    ) -> Result<Self, ApiError> {
+        let id: Arc<str> = Arc::from(head.id.as_str());
+        let mut this = Self {
+            choices: Vec::new(),
+            running: FuturesUnordered::new(),
+            prompt_tokens: 0,
+            choices_per_prompt: checked.n,
+        };
+        for prompt in prompts {
+            this.prompt_tokens = this.prompt_tokens.saturating_add(prompt.len() as u32);
+            for choice in 0..checked.n {
+                let sampling =
+                    checked.for_prompt(choice, prompt.len(), api.engine.max_model_len())?;
+                let request = NewRequest {
+                    id: Arc::clone(&id),
+                    prompt: prompt.clone(),
+                    sampling,
+                    cache_salt: checked.cache_salt.clone(),
+                    priority: checked.priority,
+                };
+                let stream = api.engine.submit(request).inspect_err(|error| {
+                    if matches!(error, SubmitError::QueueFull { .. }) {
+                        api.metrics.rejected();
+                    }
+                })?;
+                let index = this.choices.len();
+                this.choices.push(Choice::new(
+                    Arc::clone(&api.encoder),
+                    &prompt,
+                    &checked.text,
+                ));
+                this.running.push(next_update(index, stream));
+            }
+        }
+        Ok(this)
+    }
+
+    /// The next addition to any of the choices, by index; none when all have ended.
+    pub(super) async fn next(&mut self) -> Option<(usize, Delta)> {
+        loop {
+            let (index, stream, update) = self.running.next().await?;
+            let Some(choice) = self.choices.get_mut(index) else {
+                continue;
+            };
+            let Some(update) = update else {
+                let end =
+                    End::Failed("the engine stopped before the answer was complete".to_owned());
+                return Some((
+                    index,
+                    Delta {
+                        end: Some(end),
+                        ..Delta::default()
+                    },
+                ));
+            };
+            let delta = choice.push(update);
+            match &delta.end {
+                None => self.running.push(next_update(index, stream)),
+                Some(End::Finished {
+                    by_stop_string: true,
+                    ..
+                }) => stream.stop(),
+                Some(_) => {}
+            }
+            return Some((index, delta));
+        }
+    }
+
+    /// Tokens so far. A prompt counts once, however many choices it has, and so do its cached tokens.
+    pub(super) fn usage(&self) -> Usage {
+        let generated = self.choices.iter().map(Choice::generated_tokens).sum();
+        let first_choices = self.choices.iter().step_by(self.choices_per_prompt.max(1));
+        Usage::new(
+            self.prompt_tokens,
+            generated,
+            first_choices.map(Choice::cached_tokens).sum(),
+        )
+    }
+
+    pub(super) fn choices(&self) -> usize {
+        self.choices.len()
+    }
+}
+
+fn next_update(index: usize, mut stream: RequestStream) -> Running {
+    Box::pin(async move {
+        let update = stream.next().await;
+        (index, stream, update)
+    })
+}

@@ -1,0 +1,297 @@
+//! One step through all layers.
+//!
+//! The residual stream of all the step's tokens is one `[tokens, hidden_size]` buffer. After the last layer only the
+//! rows that sample go on, a few at a time, so that logits need `LOGIT_ROWS * vocab_size` floats however large the
+//! batch is.
+
+use super::attention::{Attention, Tile};
+use super::kernels::Isa;
+use super::kv_memory::KvMemory;
+use super::matrix::Store;
+use super::ops::{rms_norm, rotate, silu_multiply};
+use super::team::Team;
+use super::weights::{CpuLayer, CpuWeights};
+use super::{Step, StepOutput};
+use crate::backend::SampleSpec;
+use crate::model::ModelConfig;
+use crate::sample::{History, Sampler};
+
+/// Rows whose logits are computed together.
+const LOGIT_ROWS: usize = 16;
+
+/// Multiply-adds that an element of a cheap operation counts as, in the decision to use more threads.
+const ELEMENT_WORK: usize = 8;
+
+/// The model's shape and the scratch memory of its steps.
+#[derive(Debug)]
+pub(super) struct Forward {
+    config: ModelConfig,
+    frequencies: Vec<f32>,
+    scratch: Scratch,
+    sampler: Sampler,
+}
+
+/// Buffers over the step's tokens; they grow to the largest step and stay.
+#[derive(Debug, Default)]
+struct Scratch {
+    tiles: Vec<Tile>,
+    cosines: Vec<f32>,
+    sines: Vec<f32>,
+    /// `[tokens, hidden_size]`, the residual stream.
+    hidden: Vec<f32>,
+    /// `[tokens, hidden_size]`.
+    normed: Vec<f32>,
+    /// `[tokens, (heads + 2 * kv_heads) * head_dim]`.
+    qkv: Vec<f32>,
+    /// `[tokens, heads * head_dim]`.
+    attended: Vec<f32>,
+    /// `[tokens, 2 * intermediate_size]`.
+    gate_up: Vec<f32>,
+    /// `[tokens, intermediate_size]`.
+    activated: Vec<f32>,
+    /// `[LOGIT_ROWS, hidden_size]`.
+    last: Vec<f32>,
+    /// `[LOGIT_ROWS, vocab_size]`.
+    logits: Vec<f32>,
+}
+
+/// What every part of a step needs.
+#[derive(Clone, Copy)]
+struct Context<'a> {
+    team: &'a Team,
+    isa: Isa,
+    config: &'a ModelConfig,
+    step: &'a Step,
+}
+
+impl Forward {
+    pub(super) fn new(config: &ModelConfig) -> Self {
+        Self {
+            frequencies: config.rope_frequencies(),
+            config: config.clone(),
+            scratch: Scratch::default(),
+            sampler: Sampler::default(),
+        }
+    }
+
+    /// Computes `step` and samples.
+    pub(super) fn compute(
+        &mut self,
+        team: &Team,
+        isa: Isa,
+        weights: &CpuWeights,
+        kv: &mut KvMemory,
+        step: &Step,
+        out: &mut StepOutput,
+    ) {
+        let context = Context {
+            team,
+            isa,
+            config: &self.config,
+            step,
+        };
+        let scratch = &mut self.scratch;
+        scratch.prepare(&context, weights, &self.frequencies);
+        for (index, layer) in weights.layers.iter().enumerate() {
+            scratch.attend(&context, layer, index, kv);
+            scratch.feed_forward(&context, layer);
+        }
+        out.sampled.clear();
+        self.sample(team, isa, weights, step, out);
+    }
+
+    /// Norm, head and sampling for the rows that ask for it.
+    fn sample(
+        &mut self,
+        team: &Team,
+        isa: Isa,
+        weights: &CpuWeights,
+        step: &Step,
+        out: &mut StepOutput,
+    ) {
+        let hidden_size = self.config.hidden_size;
+        let vocab_size = weights.head.outputs();
+        let scratch = &mut self.scratch;
+        let rows = step.sequences.iter().filter_map(|sequence| {
+            let sample = sequence.sample?;
+            Some((
+                sequence.tokens.end as usize - 1,
+                &step.samples[sample as usize],
+            ))
+        });
+        let mut rows = rows.peekable();
+        while rows.peek().is_some() {
+            let mut specs: [Option<&SampleSpec>; LOGIT_ROWS] = [None; LOGIT_ROWS];
+            resize(&mut scratch.last, LOGIT_ROWS * hidden_size);
+            resize(&mut scratch.logits, LOGIT_ROWS * vocab_size);
+            let mut count = 0;
+            for ((row, spec), slot) in rows.by_ref().zip(&mut specs) {
+                let hidden = &scratch.hidden[row * hidden_size..(row + 1) * hidden_size];
+                let normed = &mut scratch.last[count * hidden_size..(count + 1) * hidden_size];
+                rms_norm(hidden, &weights.norm, self.config.rms_norm_eps, normed);
+                *slot = Some(spec);
+                count += 1;
+                if count == LOGIT_ROWS {
+                    break;
+                }
+            }
+            let logits = &mut scratch.logits[..count * vocab_size];
+            let last = &scratch.last[..count * hidden_size];
+            weights
+                .head
+                .multiply(team, isa, last, logits, Store::Replace);
+            for (spec, logits) in specs
+                .iter()
+                .flatten()
+                .zip(logits.chunks_exact_mut(vocab_size))
+            {
+                let history = history(step, spec);
+                out.sampled.push(self.sampler.sample(spec, history, logits));
+            }
+        }
+    }
+}
+
+impl Scratch {
+    /// Sizes the buffers, embeds the tokens, and computes the rotations of their positions.
+    fn prepare(&mut self, context: &Context<'_>, weights: &CpuWeights, frequencies: &[f32]) {
+        let config = context.config;
+        let tokens = context.step.tokens.len();
+        resize(&mut self.hidden, tokens * config.hidden_size);
+        resize(&mut self.normed, tokens * config.hidden_size);
+        resize(&mut self.qkv, tokens * qkv_width(config));
+        resize(&mut self.attended, tokens * config.heads * config.head_dim);
+        resize(&mut self.gate_up, tokens * 2 * config.intermediate_size);
+        resize(&mut self.activated, tokens * config.intermediate_size);
+        Tile::cut(context.step, &mut self.tiles);
+        let rows = self.hidden.chunks_exact_mut(config.hidden_size);
+        for (row, token) in rows.zip(&context.step.tokens) {
+            weights.embed(*token, row);
+        }
+        self.cosines.clear();
+        self.sines.clear();
+        for &position in &context.step.positions {
+            // The product is rounded to f32 before the cosine is taken, as the reference implementation does.
+            let angles = frequencies
+                .iter()
+                .map(|frequency| position as f32 * frequency);
+            for (sine, cosine) in angles.map(|angle| f64::from(angle).sin_cos()) {
+                self.cosines.push(cosine as f32);
+                self.sines.push(sine as f32);
+            }
+        }
+    }
+
+    /// `hidden += attention(norm(hidden))·Wo`, writing keys and values on the way.
+    fn attend(&mut self, context: &Context<'_>, layer: &CpuLayer, index: usize, kv: &mut KvMemory) {
+        let Context {
+            team,
+            isa,
+            config,
+            step,
+        } = *context;
+        norm_rows(
+            team,
+            config,
+            &self.hidden,
+            &layer.input_norm,
+            &mut self.normed,
+        );
+        layer
+            .qkv
+            .multiply(team, isa, &self.normed, &mut self.qkv, Store::Replace);
+        let half = config.head_dim / 2;
+        let (cosines, sines) = (&self.cosines, &self.sines);
+        let queries = config.heads * config.head_dim;
+        let rotated = queries + config.kv_heads * config.head_dim;
+        let scale = 1.0 / (config.head_dim as f32).sqrt();
+        let parts = team.parts(self.qkv.len() * ELEMENT_WORK);
+        Team::split_rows(parts, qkv_width(config), &mut self.qkv, &|first, rows| {
+            for (row, qkv) in rows.chunks_exact_mut(qkv_width(config)).enumerate() {
+                let angle = (first + row) * half..(first + row + 1) * half;
+                for head in qkv[..rotated].chunks_exact_mut(config.head_dim) {
+                    rotate(head, &cosines[angle.clone()], &sines[angle.clone()]);
+                }
+                qkv[..queries].iter_mut().for_each(|query| *query *= scale);
+            }
+        });
+        // Keys and values of all new tokens are in place before any of them is looked at.
+        for (qkv, &slot) in self.qkv.chunks_exact(qkv_width(config)).zip(&step.slots) {
+            let keys_values = &qkv[config.heads * config.head_dim..];
+            let (keys, values) = keys_values.split_at(config.kv_heads * config.head_dim);
+            let heads = keys
+                .chunks_exact(config.head_dim)
+                .zip(values.chunks_exact(config.head_dim));
+            for (head, (key, value)) in heads.enumerate() {
+                kv.write(index, slot, head, key, value);
+            }
+        }
+        let attention = Attention {
+            isa,
+            step,
+            kv,
+            layer: index,
+            queries: &self.qkv,
+            query_stride: qkv_width(config),
+            heads: config.heads,
+            kv_heads: config.kv_heads,
+            head_dim: config.head_dim,
+        };
+        attention.compute(team, &self.tiles, &mut self.attended);
+        layer
+            .o
+            .multiply(team, isa, &self.attended, &mut self.hidden, Store::Add);
+    }
+
+    /// `hidden += (silu(norm(hidden)·Wgate) * norm(hidden)·Wup)·Wdown`.
+    fn feed_forward(&mut self, context: &Context<'_>, layer: &CpuLayer) {
+        let Context {
+            team, isa, config, ..
+        } = *context;
+        norm_rows(
+            team,
+            config,
+            &self.hidden,
+            &layer.post_norm,
+            &mut self.normed,
+        );
+        layer
+            .gate_up
+            .multiply(team, isa, &self.normed, &mut self.gate_up, Store::Replace);
+        let width = config.intermediate_size;
+        let gate_up = &self.gate_up;
+        let parts = team.parts(self.activated.len() * ELEMENT_WORK);
+        Team::split_rows(parts, width, &mut self.activated, &|first, rows| {
+            silu_multiply(&gate_up[first * 2 * width..][..2 * rows.len()], width, rows);
+        });
+        layer
+            .down
+            .multiply(team, isa, &self.activated, &mut self.hidden, Store::Add);
+    }
+}
+
+fn norm_rows(team: &Team, config: &ModelConfig, x: &[f32], weight: &[f32], out: &mut [f32]) {
+    let parts = team.parts(x.len() * ELEMENT_WORK);
+    Team::split_rows(parts, weight.len(), out, &|first, rows| {
+        let x = &x[first * weight.len()..][..rows.len()];
+        rms_norm(x, weight, config.rms_norm_eps, rows);
+    });
+}
+
+fn qkv_width(config: &ModelConfig) -> usize {
+    (config.heads + 2 * config.kv_heads) * config.head_dim
+}
+
+fn history<'a>(step: &'a Step, spec: &SampleSpec) -> History<'a> {
+    let of = |range: &std::ops::Range<u32>| range.start as usize..range.end as usize;
+    History {
+        prompt: &step.history[of(&spec.prompt)],
+        output: &step.history[of(&spec.output)],
+        banned: &step.banned[of(&spec.banned)],
+    }
+}
+
+/// Exactly `length` elements, whose values are about to be overwritten. Capacity never shrinks.
+fn resize(buffer: &mut Vec<f32>, length: usize) {
+    buffer.resize(length, 0.0);
+}

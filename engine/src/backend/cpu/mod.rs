@@ -1,0 +1,120 @@
+//! The CPU backend: f32 arithmetic over paged KV memory, for machines without a GPU and as the oracle for those with.
+//!
+//! ```text
+//! model tensors ─▶ matrix (packed panels)                 once, at start
+//! step ─▶ forward ─┬▶ matrix::multiply ─┐
+//!                  ├▶ attention ────────┴▶ kernels::tile  the one hot loop
+//!                  └▶ ops (norm, rope, silu), kv_memory
+//! ```
+//!
+//! Every output element is summed up in an order that depends on nothing but its own row: sequentially along the inner
+//! dimension for products, and over groups of 16 keys from the start of the context for attention. So a request gets
+//! the same bits alone, in any batch, in any chunking, and after a prefix hit; tests compare for equality.
+//!
+//! Scratch memory grows to the largest step seen and is kept: a step allocates nothing after warm-up.
+
+mod attention;
+mod columns;
+mod forward;
+mod kernels;
+mod kv_memory;
+mod matrix;
+mod ops;
+mod team;
+#[cfg(test)]
+mod tests;
+mod weights;
+
+use crate::model::Model;
+
+use self::forward::Forward;
+use self::kernels::{Isa, LANES};
+use self::kv_memory::{KvGeometry, KvMemory};
+use self::team::Team;
+use self::weights::CpuWeights;
+
+use super::{Backend, BackendError, BackendInfo, KvLayout, Step, StepOutput};
+
+/// Heads wider than this are refused; it bounds the attention's accumulators on the stack.
+pub const MAX_HEAD_DIM: usize = 256;
+
+/// Threads at most.
+const MAX_THREADS: usize = 1024;
+
+/// Computes Llama-shaped models on the CPU.
+#[derive(Debug)]
+pub struct CpuBackend {
+    info: BackendInfo,
+    team: Team,
+    isa: Isa,
+    weights: CpuWeights,
+    kv: KvMemory,
+    forward: Forward,
+}
+
+impl CpuBackend {
+    /// Packs the weights of `model` for `threads` threads (0: as many as the machine has).
+    ///
+    /// # Errors
+    /// When the model's heads are too wide, or threads cannot be started.
+    pub fn new(model: &Model, threads: usize) -> Result<Self, BackendError> {
+        let wrong = |reason: String| BackendError::Model {
+            backend: "cpu",
+            reason,
+        };
+        let config = &model.config;
+        if config.head_dim > MAX_HEAD_DIM {
+            let reason = format!("head_dim is {}; at most {MAX_HEAD_DIM}", config.head_dim);
+            return Err(wrong(reason));
+        }
+        let isa = Isa::detect();
+        let weights = CpuWeights::load(model).map_err(|error| wrong(error.to_string()))?;
+        let threads = match threads {
+            0 => std::thread::available_parallelism().map_or(1, usize::from),
+            threads => threads.min(MAX_THREADS),
+        };
+        let geometry = KvGeometry::new(config);
+        Ok(Self {
+            info: BackendInfo {
+                name: "cpu",
+                device: format!(
+                    "{}, {threads} thread(s), {} weights",
+                    isa.name(),
+                    weights.element()
+                ),
+                kv_bytes_per_token: geometry.bytes_per_block(LANES) / LANES,
+            },
+            team: Team::new(threads).map_err(|reason| BackendError::Start {
+                backend: "cpu",
+                reason,
+            })?,
+            isa,
+            weights,
+            kv: KvMemory::new(geometry),
+            forward: Forward::new(config),
+        })
+    }
+}
+
+impl Backend for CpuBackend {
+    fn info(&self) -> &BackendInfo {
+        &self.info
+    }
+
+    fn allocate(&mut self, layout: &KvLayout) -> Result<(), BackendError> {
+        self.kv.allocate(*layout)
+    }
+
+    fn forward(&mut self, step: &Step, out: &mut StepOutput) -> Result<(), BackendError> {
+        let Self {
+            team,
+            isa,
+            weights,
+            kv,
+            forward,
+            ..
+        } = self;
+        team.run(|| forward.compute(team, *isa, weights, kv, step, out));
+        Ok(())
+    }
+}

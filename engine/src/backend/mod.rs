@@ -1,0 +1,102 @@
+//! What computes: one trait, one call per step, and the choice of which implementation runs.
+//!
+//! A backend owns weights, KV memory and the whole layer loop. The engine thread hands it a [`Step`] (which tokens of
+//! which sequences, and where their KV goes) and gets one sampled token for each sequence that asked for one. The cut
+//! is made there, and not at single operations, so that each backend stays free to fuse, to capture graphs and to
+//! lay out its memory as its device likes:
+//!
+//! - the **CPU** backend (`cpu`) runs plain loops over the same block tables and is the oracle for the others;
+//! - a **CUDA** backend uploads the step's arrays as they lie here (they are flat u32 arrays for that reason), samples
+//!   on the device with the same counter-based random numbers (`crate::sample::philox`), and allocates
+//!   all of its memory in [`Backend::allocate`]. Graphs need fixed shapes: padding rows write into block 0, which no
+//!   request ever holds. A step's arrays are its own, so such a backend may copy them and run one step behind;
+//! - a **simulated** backend reads only the lengths in the step and answers with tokens drawn from the seed.
+//!
+//! Nothing here decides what runs; that is `crate::scheduler`.
+
+mod select;
+mod step;
+#[cfg(test)]
+pub(crate) mod testing;
+
+pub mod cpu;
+pub mod cuda;
+
+pub use select::{BackendChoice, select};
+pub use step::{SampleSpec, Sampled, Step, StepOutput, StepSequence};
+
+/// Computes steps. Lives on the engine thread.
+pub trait Backend: Send {
+    /// What the backend is and what it needs per token; constant.
+    fn info(&self) -> &BackendInfo;
+
+    /// Takes the KV memory for `layout`. Called once, before the first step.
+    ///
+    /// # Errors
+    /// When the device does not have that much memory, or the layout is one the backend cannot address.
+    fn allocate(&mut self, layout: &KvLayout) -> Result<(), BackendError>;
+
+    /// Computes `step` and fills `out` with one entry for each of `step.samples`, in their order.
+    ///
+    /// The KV of every token of the step is written when this returns; the scheduler publishes blocks on the strength
+    /// of that. A sequence's tokens depend on its own context and sampling alone, never on what shares the batch.
+    ///
+    /// # Errors
+    /// Any error ends all requests and marks the engine unhealthy, because the device's state is then unknown. What
+    /// concerns one sequence only (no finite logit) is answered in its [`Sampled`] instead.
+    fn forward(&mut self, step: &Step, out: &mut StepOutput) -> Result<(), BackendError>;
+}
+
+/// What a backend is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BackendInfo {
+    /// `cpu`, `cuda` or `sim`.
+    pub name: &'static str,
+    /// The device in words, for the log.
+    pub device: String,
+    /// Bytes of KV memory for one token over all layers, with the padding of the default block size.
+    pub kv_bytes_per_token: usize,
+}
+
+/// How the KV memory is cut.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct KvLayout {
+    /// Tokens per block.
+    pub block_size: u32,
+    /// Blocks, the null block (number 0) included.
+    pub blocks: u32,
+}
+
+/// A backend that cannot go on.
+#[derive(Debug, thiserror::Error)]
+pub enum BackendError {
+    /// The KV pool does not fit.
+    #[error("{bytes} bytes of KV memory for {blocks} blocks: {reason}")]
+    KvMemory {
+        /// What was asked for.
+        bytes: usize,
+        /// For how many blocks.
+        blocks: u32,
+        /// Why not.
+        reason: String,
+    },
+    /// The model has a shape that the backend does not compute.
+    #[error("the {backend} backend cannot run this model: {reason}")]
+    Model {
+        /// Which backend.
+        backend: &'static str,
+        /// Which property of the model.
+        reason: String,
+    },
+    /// Worker threads or device contexts could not be made.
+    #[error("the {backend} backend cannot start: {reason}")]
+    Start {
+        /// Which backend.
+        backend: &'static str,
+        /// Why not.
+        reason: String,
+    },
+    /// The step cannot be computed.
+    #[error("step: {0}")]
+    Step(String),
+}

@@ -1,0 +1,49 @@
+//! Which backend runs: said by a flag, or found out.
+
+use tracing::info;
+
+use super::cpu::CpuBackend;
+use super::cuda::probe::{Probed, probe};
+use super::{Backend, BackendError};
+use crate::model::Model;
+
+/// What `--backend` says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BackendChoice {
+    /// The best that this build has for this machine.
+    Auto,
+    /// The CPU, without asking for devices.
+    Cpu,
+}
+
+/// Makes the chosen backend for `model`, with `threads` CPU threads (0: as many as the machine has), and logs in one
+/// line what runs and why.
+///
+/// # Errors
+/// When the backend cannot start, or does not compute this model's shape.
+pub fn select(
+    choice: BackendChoice,
+    model: &Model,
+    threads: usize,
+) -> Result<Box<dyn Backend>, BackendError> {
+    let reason = match choice {
+        BackendChoice::Cpu => "asked for".to_owned(),
+        BackendChoice::Auto => match probe() {
+            Probed::NoDriver => "no CUDA driver".to_owned(),
+            Probed::NoDevice => "a CUDA driver, but no device".to_owned(),
+            Probed::Failed(error) => format!("the CUDA driver does not work: {error}"),
+            Probed::Devices { count, name } => {
+                format!("{count} CUDA device(s) ({name}), but this build has no CUDA kernels")
+            }
+        },
+    };
+    let backend = CpuBackend::new(model, threads)?;
+    let details = backend.info();
+    info!(
+        backend = details.name,
+        device = details.device,
+        reason,
+        "backend selected"
+    );
+    Ok(Box::new(backend))
+}

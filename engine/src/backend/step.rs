@@ -1,0 +1,109 @@
+//! One step's work as flat arrays, and its outcome.
+//!
+//! ```text
+//! tokens     [ t0 t1 t2 | t0 | t0 ]      all sequences one after the other
+//! positions  [  0  1  2 |  9 | 40 ]      of each token in its context
+//! slots      [ 16 17 18 | 41 |  8 ]      where its K and V go: block number * block_size + offset
+//! sequences  [ {0..3} {3..4} {4..5} ]    each with its range of tokens and of block_tables
+//! ```
+//!
+//! The scheduler reuses one `Step` for ever: after warm-up, forming a step allocates nothing.
+
+use std::ops::Range;
+
+use crate::sample::TokenLogprob;
+
+/// What to compute.
+#[derive(Debug, Default)]
+pub struct Step {
+    /// Token ids of all sequences, concatenated.
+    pub tokens: Vec<u32>,
+    /// The position of each token in its own context.
+    pub positions: Vec<u32>,
+    /// The KV slot of each token: `block * block_size + offset`.
+    pub slots: Vec<u32>,
+    /// The sequences, in the order of their tokens.
+    pub sequences: Vec<StepSequence>,
+    /// Block tables of all sequences, concatenated.
+    pub block_tables: Vec<u32>,
+    /// What to sample, in the order of the sequences that ask for it.
+    pub samples: Vec<SampleSpec>,
+    /// Tokens that penalties look back on; see [`SampleSpec::prompt`] and [`SampleSpec::output`].
+    pub history: Vec<u32>,
+    /// Tokens that must not be sampled; see [`SampleSpec::banned`].
+    pub banned: Vec<u32>,
+}
+
+impl Step {
+    /// Empties the step and keeps its memory.
+    pub fn clear(&mut self) {
+        self.tokens.clear();
+        self.positions.clear();
+        self.slots.clear();
+        self.sequences.clear();
+        self.block_tables.clear();
+        self.samples.clear();
+        self.history.clear();
+        self.banned.clear();
+    }
+}
+
+/// One sequence's part of a step.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StepSequence {
+    /// Its new tokens in [`Step::tokens`]; at least one.
+    pub tokens: Range<u32>,
+    /// Its context in tokens once the new ones are in it.
+    pub context_len: u32,
+    /// Its block table in [`Step::block_tables`]: block `i` holds positions from `i * block_size`.
+    pub block_table: Range<u32>,
+    /// Index into [`Step::samples`] when a token is to be sampled after its last new one.
+    pub sample: Option<u32>,
+}
+
+/// How to sample one token.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SampleSpec {
+    /// See [`crate::sample::SamplingParams::temperature`].
+    pub temperature: f32,
+    /// See [`crate::sample::SamplingParams::top_p`].
+    pub top_p: f32,
+    /// See [`crate::sample::SamplingParams::top_k`].
+    pub top_k: u32,
+    /// See [`crate::sample::SamplingParams::min_p`].
+    pub min_p: f32,
+    /// See [`crate::sample::SamplingParams::repetition_penalty`].
+    pub repetition_penalty: f32,
+    /// See [`crate::sample::SamplingParams::presence_penalty`].
+    pub presence_penalty: f32,
+    /// See [`crate::sample::SamplingParams::frequency_penalty`].
+    pub frequency_penalty: f32,
+    /// The request's seed.
+    pub seed: u64,
+    /// Tokens the request generated before this one; with the seed it fixes the random numbers.
+    pub position: u32,
+    /// Log probabilities wanted, with this many most likely tokens.
+    pub logprobs: Option<u32>,
+    /// The prompt in [`Step::history`]; empty unless a penalty is on.
+    pub prompt: Range<u32>,
+    /// The output so far in [`Step::history`]; empty unless a penalty is on.
+    pub output: Range<u32>,
+    /// Tokens in [`Step::banned`] that must not be sampled (stop tokens before `min_tokens`).
+    pub banned: Range<u32>,
+}
+
+/// What a step brought. Reused, like [`Step`].
+#[derive(Debug, Default)]
+pub struct StepOutput {
+    /// One entry for each of [`Step::samples`], in their order.
+    pub sampled: Vec<Sampled>,
+}
+
+/// One sampled token.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Sampled {
+    /// The token; none when no logit was a finite number, which ends that request alone.
+    pub token: Option<u32>,
+    /// Present when the spec asked for it.
+    pub logprob: Option<TokenLogprob>,
+}

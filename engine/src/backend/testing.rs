@@ -1,0 +1,108 @@
+//! A backend for tests of everything above it: exact, instant, and suspicious.
+//!
+//! Its KV memory holds, in each slot, the token and position that were written there. The sampled token is a hash of the
+//! whole context, read back through the block table. So a wrong slot, a wrong table, a block freed too early or a
+//! prefix hit on the wrong block changes the tokens or panics.
+
+use super::{
+    Backend, BackendError, BackendInfo, KvLayout, Sampled, Step, StepOutput, StepSequence,
+};
+
+/// See the module's description.
+#[derive(Debug)]
+pub(crate) struct HashBackend {
+    info: BackendInfo,
+    vocab_size: u32,
+    block_size: u32,
+    slots: Vec<Option<(u32, u32)>>,
+    /// The largest number of tokens seen in one step.
+    pub(crate) largest_step: usize,
+}
+
+impl HashBackend {
+    pub(crate) fn new(vocab_size: u32) -> Self {
+        Self {
+            info: BackendInfo {
+                name: "hash",
+                device: "test".to_owned(),
+                kv_bytes_per_token: 8,
+            },
+            vocab_size,
+            block_size: 1,
+            slots: Vec::new(),
+            largest_step: 0,
+        }
+    }
+
+    fn compute(&mut self, step: &Step, sequence: &StepSequence) -> u32 {
+        let new = sequence.tokens.start as usize..sequence.tokens.end as usize;
+        let table = &step.block_tables
+            [sequence.block_table.start as usize..sequence.block_table.end as usize];
+        let slot_of = |position: u32| {
+            table[(position / self.block_size) as usize] * self.block_size
+                + position % self.block_size
+        };
+        for index in new.clone() {
+            let position = step.positions[index];
+            assert_eq!(
+                step.slots[index],
+                slot_of(position),
+                "slot and block table disagree"
+            );
+            assert!(
+                step.slots[index] >= self.block_size,
+                "a request writes into the null block"
+            );
+            self.slots[step.slots[index] as usize] = Some((step.tokens[index], position));
+        }
+        assert_eq!(step.positions[new.end - 1] + 1, sequence.context_len);
+        let context = (0..sequence.context_len).map(|position| {
+            let (token, written_at) =
+                self.slots[slot_of(position) as usize].expect("never written");
+            assert_eq!(written_at, position, "the slot belongs to another position");
+            token
+        });
+        next_token(context, self.vocab_size)
+    }
+}
+
+/// The token that follows a context.
+pub(crate) fn next_token(context: impl Iterator<Item = u32>, vocab_size: u32) -> u32 {
+    let hash = context.fold(17_u64, |hash, token| {
+        (hash ^ u64::from(token))
+            .wrapping_mul(0x100_0000_01b3)
+            .rotate_left(23)
+    });
+    ((hash >> 32) % u64::from(vocab_size)) as u32
+}
+
+impl Backend for HashBackend {
+    fn info(&self) -> &BackendInfo {
+        &self.info
+    }
+
+    fn allocate(&mut self, layout: &KvLayout) -> Result<(), BackendError> {
+        self.block_size = layout.block_size;
+        self.slots = vec![None; (layout.blocks * layout.block_size) as usize];
+        Ok(())
+    }
+
+    fn forward(&mut self, step: &Step, out: &mut StepOutput) -> Result<(), BackendError> {
+        self.largest_step = self.largest_step.max(step.tokens.len());
+        out.sampled.clear();
+        for sequence in &step.sequences {
+            let token = self.compute(step, sequence);
+            if let Some(sample) = sequence.sample {
+                let spec = &step.samples[sample as usize];
+                let banned = &step.banned[spec.banned.start as usize..spec.banned.end as usize];
+                let allowed = (0..self.vocab_size).map(|i| (token + i) % self.vocab_size);
+                let token = allowed.into_iter().find(|token| !banned.contains(token));
+                out.sampled.push(Sampled {
+                    token,
+                    logprob: None,
+                });
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,316 @@
+//! The command line, with vLLM's names where vLLM has a flag for it.
+//!
+//! What is typed is checked here, value by value; what several values mean together (do the blocks fit, is the
+//! context longer than the model's) is checked where it is known, at start-up. Nothing else in the crate reads
+//! flags or the environment, but for the log filter.
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Parser, ValueEnum};
+use pointsman_proto::block_hash::DEFAULT_SEED;
+
+use crate::export::kv_events::KvEventsConfig;
+
+const EXAMPLES: &str = "\
+Examples:
+  Serve a model folder on port 8000 of loopback:
+      engine --model ./engine/demo-model
+
+  Serve it to a cluster, with KV events for a prefix-aware endpoint picker:
+      engine --model /models/llama --served-model-name llama --host 0.0.0.0 \\
+             --kv-events-config '{\"enable_kv_cache_events\":true,\"endpoint\":\"tcp://*:5557\",\\
+                                  \"replay_endpoint\":\"tcp://*:5558\",\"topic\":\"kv@10.0.0.7@llama\"}'
+
+  Try it:
+      curl http://127.0.0.1:8000/v1/chat/completions -H 'content-type: application/json' \\
+           -d '{\"model\":\"llama\",\"messages\":[{\"role\":\"user\",\"content\":\"Hello\"}]}'";
+
+/// OpenAI-compatible inference worker with continuous batching and a paged, prefix-shared KV cache.
+#[derive(Parser, Debug, Clone)]
+#[command(name = "engine", version, after_help = EXAMPLES, max_term_width = 100)]
+pub struct Flags {
+    /// Model folder in Hugging Face form: config.json, *.safetensors, tokenizer.json.
+    #[arg(long, value_name = "DIR", help_heading = "Model")]
+    pub model: PathBuf,
+
+    /// Names clients may call the model by; the first one labels the metrics [default: the value of --model].
+    #[arg(long, value_name = "NAME", num_args = 1.., help_heading = "Model")]
+    pub served_model_name: Vec<String>,
+
+    /// Longest context in tokens, prompt and answer together [default: the model's].
+    #[arg(long, value_name = "TOKENS", value_parser = positive(), help_heading = "Model")]
+    pub max_model_len: Option<u32>,
+
+    /// What computes: `auto` takes the best device that is there.
+    #[arg(long, value_enum, default_value_t = BackendName::Auto, help_heading = "Compute")]
+    pub backend: BackendName,
+
+    /// Threads of the CPU backend [default: one for each core].
+    #[arg(long, value_name = "N", value_parser = positive(), help_heading = "Compute")]
+    pub threads: Option<u32>,
+
+    /// Seed of requests that bring none.
+    #[arg(long, value_name = "N", default_value_t = 0, help_heading = "Compute")]
+    pub seed: u64,
+
+    /// Tokens per KV block. Only full blocks are shared between prompts.
+    #[arg(long, value_name = "TOKENS", default_value_t = 16, value_parser = positive(), help_heading = "KV cache")]
+    pub block_size: u32,
+
+    /// Number of KV blocks, whatever the memory [default: as many as fit].
+    #[arg(long, value_name = "BLOCKS", value_parser = positive(), help_heading = "KV cache")]
+    pub num_gpu_blocks_override: Option<u32>,
+
+    /// Memory for KV blocks: bytes, or with a unit such as 512MiB or 4GiB [default: room for --max-num-seqs full
+    /// contexts, at most 1GiB].
+    #[arg(long, value_name = "BYTES", value_parser = parse_bytes, help_heading = "KV cache")]
+    pub kv_cache_memory_bytes: Option<u64>,
+
+    /// Look prompts up among the blocks of earlier ones. It is on by default.
+    #[arg(
+        long,
+        overrides_with = "no_enable_prefix_caching",
+        help_heading = "KV cache"
+    )]
+    pub enable_prefix_caching: bool,
+
+    /// Compute every prompt from its first token.
+    #[arg(long, help_heading = "KV cache")]
+    pub no_enable_prefix_caching: bool,
+
+    /// Root of the block hashes. Workers that are to name equal blocks equally need the same one. The
+    /// environment variable PYTHONHASHSEED does the same, as for vLLM.
+    #[arg(
+        long,
+        env = "PYTHONHASHSEED",
+        hide_env = true,
+        value_name = "TEXT",
+        default_value = DEFAULT_SEED,
+        help_heading = "KV cache"
+    )]
+    pub block_hash_seed: String,
+
+    /// Requests that run at once.
+    #[arg(long, value_name = "N", default_value_t = 128, value_parser = positive(), help_heading = "Scheduling")]
+    pub max_num_seqs: u32,
+
+    /// Tokens computed per step. Smaller steps keep the gaps between tokens short while long prompts come in;
+    /// larger ones get through prompts sooner.
+    #[arg(long, value_name = "TOKENS", default_value_t = 2048, value_parser = positive(), help_heading = "Scheduling")]
+    pub max_num_batched_tokens: u32,
+
+    /// Requests that may wait; one more is answered 503 with Retry-After.
+    #[arg(long, value_name = "N", default_value_t = 1024, value_parser = positive(), help_heading = "Scheduling")]
+    pub max_num_queued_reqs: u32,
+
+    /// KV events as a JSON object: enable_kv_cache_events, publisher (zmq|null), endpoint, replay_endpoint,
+    /// topic, buffer_steps, hwm, max_queue_size. Addresses of this machine and wildcards are bound, others
+    /// connected to. Events are off by default.
+    #[arg(long, value_name = "JSON", value_parser = parse_kv_events, help_heading = "KV events")]
+    pub kv_events_config: Option<KvEventsConfig>,
+
+    /// Shape of an event on the wire: `map` since vLLM 0.24, `array` for older consumers.
+    #[arg(long, value_enum, default_value_t = EventForm::Map, help_heading = "KV events")]
+    pub kv_events_form: EventForm,
+
+    /// Address to listen on.
+    #[arg(
+        long,
+        value_name = "ADDRESS",
+        default_value = "127.0.0.1",
+        help_heading = "Server"
+    )]
+    pub host: IpAddr,
+
+    /// Port to listen on; 0 takes a free one and logs it.
+    #[arg(
+        long,
+        value_name = "PORT",
+        default_value_t = 8000,
+        help_heading = "Server"
+    )]
+    pub port: u16,
+
+    /// Largest request body: bytes, or with a unit. A larger one is answered 413.
+    #[arg(long, value_name = "BYTES", default_value = "32MiB", value_parser = parse_bytes, help_heading = "Server")]
+    pub max_request_body_bytes: u64,
+
+    /// How long running requests may go on after SIGTERM or SIGINT, such as 500ms, 30s or 5m. A second signal
+    /// exits at once.
+    #[arg(long, value_name = "TIME", default_value = "30s", value_parser = parse_duration, help_heading = "Server")]
+    pub drain_timeout: Duration,
+
+    /// Serve POST /reset_prefix_cache. Not for an address that strangers can reach. The environment variable
+    /// VLLM_SERVER_DEV_MODE=1 does the same.
+    #[arg(
+        long,
+        env = "VLLM_SERVER_DEV_MODE",
+        hide_env = true,
+        value_name = "BOOL",
+        num_args = 0..=1,
+        require_equals = true,
+        default_value = "false",
+        default_missing_value = "true",
+        value_parser = parse_bool,
+        hide_default_value = true,
+        action = clap::ArgAction::Set,
+        help_heading = "Server"
+    )]
+    pub server_dev_mode: bool,
+
+    /// Form of the log on standard error. RUST_LOG sets its filter, such as `debug` or `pointsman_engine=trace`.
+    #[arg(long, value_enum, default_value_t = LogFormat::Text, help_heading = "Log")]
+    pub log_format: LogFormat,
+}
+
+/// The values of `--backend`.
+#[derive(ValueEnum, Debug, Clone, Copy, PartialEq, Eq)]
+pub enum BackendName {
+    /// The best device of this machine.
+    Auto,
+    /// The CPU.
+    Cpu,
+}
+
+/// The values of `--kv-events-form`.
+#[derive(ValueEnum, Debug, Clone, Copy, PartialEq, Eq)]
+pub enum EventForm {
+    /// Maps with a `type` key.
+    Map,
+    /// Arrays with the tag first.
+    Array,
+}
+
+/// The values of `--log-format`.
+#[derive(ValueEnum, Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LogFormat {
+    /// One line of text per event.
+    Text,
+    /// One JSON object per event.
+    Json,
+}
+
+impl Flags {
+    /// The names clients may use; never empty, the first is the model's own.
+    pub fn model_names(&self) -> Vec<String> {
+        if self.served_model_name.is_empty() {
+            vec![self.model.display().to_string()]
+        } else {
+            self.served_model_name.clone()
+        }
+    }
+
+    /// Whether prompts are looked up in the prefix cache.
+    pub fn prefix_caching(&self) -> bool {
+        !self.no_enable_prefix_caching
+    }
+}
+
+fn positive() -> clap::builder::RangedI64ValueParser<u32> {
+    clap::value_parser!(u32).range(1..)
+}
+
+fn parse_kv_events(json: &str) -> Result<KvEventsConfig, String> {
+    KvEventsConfig::parse(json).map_err(|error| error.to_string())
+}
+
+fn parse_bool(text: &str) -> Result<bool, String> {
+    match text.to_ascii_lowercase().as_str() {
+        "1" | "true" | "yes" | "on" => Ok(true),
+        "0" | "false" | "no" | "off" | "" => Ok(false),
+        _ => Err("expected true or false".to_owned()),
+    }
+}
+
+/// A number and an optional unit; `K`, `M`, `G` with or without `iB` count in steps of 1024.
+fn parse_bytes(text: &str) -> Result<u64, String> {
+    let (number, unit) = split_number(text);
+    let number: u64 = number
+        .parse()
+        .map_err(|_| "expected a number of bytes".to_owned())?;
+    let shift = match unit {
+        "" | "B" => 0,
+        "K" | "Ki" | "KiB" => 10,
+        "M" | "Mi" | "MiB" => 20,
+        "G" | "Gi" | "GiB" => 30,
+        _ => return Err(format!("unit {unit:?} is not one of KiB, MiB, GiB")),
+    };
+    number
+        .checked_mul(1 << shift)
+        .ok_or_else(|| "too large".to_owned())
+}
+
+/// A number and a unit of `ms`, `s`, `m` or `h`.
+fn parse_duration(text: &str) -> Result<Duration, String> {
+    let (number, unit) = split_number(text);
+    let number: u64 = number
+        .parse()
+        .map_err(|_| "expected a time such as 30s".to_owned())?;
+    let unit_ms = match unit {
+        "ms" => 1,
+        "s" => 1_000,
+        "m" => 60_000,
+        "h" => 3_600_000,
+        _ => return Err(format!("unit {unit:?} is not one of ms, s, m, h")),
+    };
+    number
+        .checked_mul(unit_ms)
+        .map(Duration::from_millis)
+        .ok_or_else(|| "too long".to_owned())
+}
+
+fn split_number(text: &str) -> (&str, &str) {
+    let end = text
+        .find(|c: char| !c.is_ascii_digit())
+        .unwrap_or(text.len());
+    text.split_at(end)
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_definition_is_consistent() {
+        Flags::command().debug_assert();
+    }
+
+    #[test]
+    fn defaults_are_vllms() {
+        let flags = Flags::parse_from(["engine", "--model", "m"]);
+        assert_eq!((flags.block_size, flags.max_num_seqs), (16, 128));
+        assert_eq!(flags.max_num_batched_tokens, 2048);
+        assert_eq!(flags.model_names(), ["m"]);
+        assert!(flags.prefix_caching());
+        assert!(!flags.server_dev_mode);
+        assert_eq!(flags.drain_timeout, Duration::from_secs(30));
+        assert_eq!(flags.max_request_body_bytes, 32 << 20);
+    }
+
+    #[test]
+    fn flags_that_say_no_win_when_last() {
+        let parse = |flags: &[&str]| {
+            Flags::parse_from(["engine", "--model", "m"].iter().chain(flags)).prefix_caching()
+        };
+        assert!(!parse(&["--no-enable-prefix-caching"]));
+        assert!(parse(&["--enable-prefix-caching"]));
+        assert!(Flags::parse_from(["engine", "--model", "m", "--server-dev-mode"]).server_dev_mode);
+    }
+
+    #[test]
+    fn units_are_read() {
+        assert_eq!(parse_bytes("512MiB"), Ok(512 << 20));
+        assert_eq!(parse_bytes("1000"), Ok(1000));
+        assert_eq!(parse_bytes("2G"), Ok(2 << 30));
+        assert!(parse_bytes("1.5G").is_err());
+        assert!(parse_bytes("99999999999G").is_err());
+        assert_eq!(parse_duration("500ms"), Ok(Duration::from_millis(500)));
+        assert_eq!(parse_duration("2m"), Ok(Duration::from_mins(2)));
+        assert!(parse_duration("30").is_err());
+        assert!(parse_duration("s").is_err());
+    }
+}

@@ -1,0 +1,231 @@
+//! Weights as they lie on disk: safetensors files, mapped and not copied.
+//!
+//! A safetensors file is `[header length u64 LE][JSON header][data]`. A model is one `model.safetensors`, or shards
+//! that `model.safetensors.index.json` maps tensor names to. Offsets have no alignment guarantee, so readers go
+//! through bytes. Mapping means start-up reads each page once, straight into wherever the backend packs it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::File;
+use std::path::{Path, PathBuf};
+
+use memmap2::Mmap;
+use safetensors::tensor::{Dtype, Metadata, SafeTensors};
+use serde::Deserialize;
+
+use super::ModelError;
+use super::config::read_json;
+
+/// Shards of one model at most.
+const MAX_SHARDS: usize = 4096;
+
+/// The mapped files of a model.
+#[derive(Debug)]
+pub struct Weights {
+    folder: PathBuf,
+    shards: Vec<Shard>,
+    /// Which shard an index file says a tensor is in; empty for a single file.
+    index: BTreeMap<String, usize>,
+}
+
+#[derive(Debug)]
+struct Shard {
+    path: PathBuf,
+    map: Mmap,
+    metadata: Metadata,
+    /// Where the data begins.
+    data: usize,
+}
+
+/// A tensor in a mapped file, row-major.
+#[derive(Clone, Copy, Debug)]
+pub struct Tensor<'a> {
+    /// Type of the elements.
+    pub element: ElementType,
+    /// Sizes, slowest dimension first.
+    pub shape: &'a [usize],
+    /// Little-endian elements, without alignment.
+    pub bytes: &'a [u8],
+}
+
+/// Types of weights that can be read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ElementType {
+    /// Brain float: the upper half of an f32.
+    Bf16,
+    /// IEEE half.
+    F16,
+    /// IEEE single.
+    F32,
+}
+
+impl ElementType {
+    /// Bytes of one element.
+    pub const fn size(self) -> usize {
+        match self {
+            Self::Bf16 | Self::F16 => 2,
+            Self::F32 => 4,
+        }
+    }
+}
+
+impl Tensor<'_> {
+    /// Element `index` in row-major order, widened; none behind the end.
+    pub fn get(&self, index: usize) -> Option<f32> {
+        let size = self.element.size();
+        let bytes = self.bytes.get(index * size..(index + 1) * size)?;
+        match (self.element, bytes) {
+            (ElementType::Bf16, &[a, b]) => Some(half::bf16::from_le_bytes([a, b]).to_f32()),
+            (ElementType::F16, &[a, b]) => Some(half::f16::from_le_bytes([a, b]).to_f32()),
+            (ElementType::F32, &[a, b, c, d]) => Some(f32::from_le_bytes([a, b, c, d])),
+            _ => None,
+        }
+    }
+
+    /// All elements, widened.
+    pub fn to_vec(&self) -> Vec<f32> {
+        (0..self.shape.iter().product())
+            .map_while(|index| self.get(index))
+            .collect()
+    }
+}
+
+#[derive(Deserialize)]
+struct Index {
+    weight_map: BTreeMap<String, String>,
+}
+
+impl Weights {
+    /// Maps the safetensors files of a folder and checks their headers against their sizes.
+    ///
+    /// # Errors
+    /// Names the file that is missing, truncated or malformed.
+    pub fn open(folder: &Path) -> Result<Self, ModelError> {
+        let single = folder.join("model.safetensors");
+        let index_path = folder.join("model.safetensors.index.json");
+        if !index_path.is_file() {
+            return Ok(Self {
+                folder: folder.to_owned(),
+                shards: vec![Shard::open(single)?],
+                index: BTreeMap::new(),
+            });
+        }
+        let raw: Index = read_json(&index_path)?;
+        let malformed = |reason| ModelError::Malformed {
+            path: index_path.clone(),
+            reason,
+        };
+        let files: BTreeSet<&String> = raw.weight_map.values().collect();
+        if files.len() > MAX_SHARDS {
+            return Err(malformed(format!(
+                "{} shards; at most {MAX_SHARDS}",
+                files.len()
+            )));
+        }
+        // A name with a folder in it could reach any file of the machine.
+        if let Some(name) = files
+            .iter()
+            .find(|name| Path::new(name).file_name() != Some(name.as_ref()))
+        {
+            return Err(malformed(format!("{name} is not a plain file name")));
+        }
+        let places: BTreeMap<&String, usize> = files.iter().copied().zip(0..).collect();
+        let shards = files.iter().map(|name| Shard::open(folder.join(name)));
+        let shards = shards.collect::<Result<_, _>>()?;
+        let index = raw
+            .weight_map
+            .iter()
+            .filter_map(|(tensor, file)| Some((tensor.clone(), *places.get(file)?)));
+        Ok(Self {
+            folder: folder.to_owned(),
+            shards,
+            index: index.collect(),
+        })
+    }
+
+    /// The tensor `name`, which must have exactly this shape.
+    ///
+    /// # Errors
+    /// When there is no such tensor, or it has another shape, or elements of a type that cannot be read.
+    pub fn tensor(&self, name: &str, shape: &[usize]) -> Result<Tensor<'_>, ModelError> {
+        let wrong = |path: &Path, reason: String| ModelError::Tensor {
+            path: path.to_owned(),
+            name: name.to_owned(),
+            reason,
+        };
+        let shard = match self.index.get(name) {
+            Some(&shard) => self.shards.get(shard),
+            None if self.index.is_empty() => self.shards.first(),
+            None => None,
+        };
+        let missing = || wrong(&self.folder, "is missing".to_owned());
+        let shard = shard.ok_or_else(missing)?;
+        let info = shard.metadata.info(name);
+        let info = info.ok_or_else(|| wrong(&shard.path, "is missing".to_owned()))?;
+        if info.shape != shape {
+            let reason = format!(
+                "has shape {:?}; the configuration says {shape:?}",
+                info.shape
+            );
+            return Err(wrong(&shard.path, reason));
+        }
+        let element = match info.dtype {
+            Dtype::BF16 => ElementType::Bf16,
+            Dtype::F16 => ElementType::F16,
+            Dtype::F32 => ElementType::F32,
+            other => {
+                return Err(wrong(
+                    &shard.path,
+                    format!("has elements of type {other:?}"),
+                ));
+            }
+        };
+        let (start, end) = info.data_offsets;
+        let bytes = shard.map.get(shard.data + start..shard.data + end);
+        let bytes =
+            bytes.filter(|bytes| bytes.len() == shape.iter().product::<usize>() * element.size());
+        Ok(Tensor {
+            element,
+            shape: &info.shape,
+            bytes: bytes.ok_or_else(|| wrong(&shard.path, "lies outside its file".to_owned()))?,
+        })
+    }
+
+    /// Whether there is a tensor of this name.
+    pub fn contains(&self, name: &str) -> bool {
+        let listed = self.index.contains_key(name);
+        listed
+            || self
+                .shards
+                .iter()
+                .any(|shard| shard.metadata.info(name).is_some())
+    }
+}
+
+impl Shard {
+    fn open(path: PathBuf) -> Result<Self, ModelError> {
+        let read = |source| ModelError::Read {
+            path: path.clone(),
+            source,
+        };
+        let file = File::open(&path).map_err(read)?;
+        #[expect(unsafe_code, reason = "mapping a file is unsafe: others may change it")]
+        // SAFETY: the map is read-only and outlives no borrow of it. Whoever truncates or rewrites a weight file
+        // under a running worker breaks that worker; model folders are immutable by contract, as with any loader.
+        let map = unsafe { Mmap::map(&file) }.map_err(read)?;
+        let malformed = |error: safetensors::SafeTensorError| ModelError::Malformed {
+            path: path.clone(),
+            reason: format!("{error} (file of {} bytes)", map.len()),
+        };
+        let (header, metadata) = SafeTensors::read_metadata(&map).map_err(malformed)?;
+        let data = header + size_of::<u64>();
+        Ok(Self {
+            path,
+            map,
+            metadata,
+            data,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,104 @@
+//! The scheduler's limits, checked once.
+
+use crate::kv::HashRecipe;
+
+/// What the scheduler may use.
+#[derive(Clone, Debug)]
+pub struct SchedulerConfig {
+    /// Tokens per KV block.
+    pub block_size: u32,
+    /// KV blocks, the null block (number 0) included.
+    pub blocks: u32,
+    /// Requests in a step at most.
+    pub max_num_seqs: u32,
+    /// Tokens in a step at most.
+    pub max_num_batched_tokens: u32,
+    /// Requests that may wait when `max_num_seqs` others are alive.
+    pub max_num_queued: u32,
+    /// Longest context in tokens.
+    pub max_model_len: u32,
+    /// Token ids are below this.
+    pub vocab_size: u32,
+    /// How blocks are hashed; none turns prefix caching off.
+    pub prefix_cache: Option<HashRecipe>,
+    /// Collect KV events. Whoever sets it must take them after each step.
+    pub kv_events: bool,
+    /// Tokens that end a request unless it ignores them.
+    pub eos_token_ids: Vec<u32>,
+    /// Root of the seeds of requests that bring none.
+    pub seed: u64,
+}
+
+/// A limit that makes no sense.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ConfigError {
+    /// A limit is below its smallest useful value.
+    #[error("{name} is {value}; it must be at least {min}")]
+    TooSmall {
+        /// The flag's name.
+        name: &'static str,
+        /// Its value.
+        value: u32,
+        /// The least it may be.
+        min: u32,
+    },
+}
+
+/// How many requests the engine holds at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct QueueLimits {
+    /// Requests that can run in one step.
+    pub running: usize,
+    /// Requests that may wait besides.
+    pub waiting: usize,
+}
+
+impl QueueLimits {
+    /// Whether one more request may come when `live` are alive and `waiting` of them wait.
+    ///
+    /// The first bound lets a burst fill an idle engine although none of it has been admitted yet; the second holds
+    /// when blocks, not places, are what running requests lack.
+    pub fn admit(&self, live: usize, waiting: usize) -> bool {
+        live < self.live_max() && waiting < self.waiting.max(1)
+    }
+
+    /// Requests alive at most.
+    pub fn live_max(&self) -> usize {
+        self.running + self.waiting
+    }
+}
+
+impl SchedulerConfig {
+    /// Checks the limits.
+    ///
+    /// # Errors
+    /// Names the limit that is too small.
+    pub fn check(&self) -> Result<(), ConfigError> {
+        let limits = [
+            ("block-size", self.block_size, 1),
+            ("num-gpu-blocks", self.blocks, 2),
+            ("max-num-seqs", self.max_num_seqs, 1),
+            (
+                "max-num-batched-tokens",
+                self.max_num_batched_tokens,
+                self.max_num_seqs,
+            ),
+            ("max-model-len", self.max_model_len, 2),
+            ("vocab_size", self.vocab_size, 1),
+        ];
+        for (name, value, min) in limits {
+            if value < min {
+                return Err(ConfigError::TooSmall { name, value, min });
+            }
+        }
+        Ok(())
+    }
+
+    /// The bound on live requests.
+    pub fn queue_limits(&self) -> QueueLimits {
+        QueueLimits {
+            running: self.max_num_seqs as usize,
+            waiting: self.max_num_queued as usize,
+        }
+    }
+}

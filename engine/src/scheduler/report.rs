@@ -1,0 +1,86 @@
+//! Numbers about the scheduler's work: gauges, steps, finished requests.
+
+use std::time::Duration;
+
+use super::Finish;
+
+/// The engine's state between two steps, and its totals since the start.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Stats {
+    /// Requests that hold KV blocks.
+    pub running: u32,
+    /// Requests that wait for admission, preempted ones included.
+    pub waiting: u32,
+    /// KV blocks held by running requests.
+    pub blocks_used: u32,
+    /// KV blocks that requests can hold; the null block is not counted.
+    pub blocks_total: u32,
+    /// Prompt tokens looked up in the prefix cache; counted when a request is first admitted.
+    pub prefix_queries: u64,
+    /// Prompt tokens found there.
+    pub prefix_hits: u64,
+    /// Times a running request lost its blocks and went back to waiting.
+    pub preemptions: u64,
+    /// Prompt tokens of the requests whose prompt was wholly processed, cached ones included.
+    pub prompt_tokens: u64,
+    /// The part of `prompt_tokens` that came from the prefix cache.
+    pub prompt_tokens_cached: u64,
+    /// Tokens generated.
+    pub generated_tokens: u64,
+}
+
+impl Stats {
+    /// Used fraction of the KV pool, 0 to 1.
+    pub fn kv_usage(&self) -> f64 {
+        if self.blocks_total == 0 {
+            return 0.0;
+        }
+        f64::from(self.blocks_used) / f64::from(self.blocks_total)
+    }
+}
+
+/// One computed step. Times are since the engine's start.
+#[derive(Clone, Debug, Default)]
+pub struct StepReport {
+    /// When the step was formed.
+    pub started_at: Duration,
+    /// When its tokens were known.
+    pub finished_at: Duration,
+    /// Tokens computed, of prompts and of outputs.
+    pub batched_tokens: u32,
+    /// Requests in the batch.
+    pub batched_requests: u32,
+    /// From arrival to first token, of each request whose first token this step brought.
+    pub first_token_waits: Vec<Duration>,
+    /// From the token before to this step's token, of each other request that got one.
+    pub inter_token_gaps: Vec<Duration>,
+    /// Gauges and totals after the step.
+    pub stats: Stats,
+}
+
+/// The life of one request. Times are since the engine's start.
+#[derive(Clone, Debug)]
+pub struct RequestReport {
+    /// Tokens in the prompt.
+    pub prompt_tokens: u32,
+    /// Prompt tokens found in the prefix cache at admission.
+    pub cached_tokens: u32,
+    /// Tokens generated.
+    pub generated_tokens: u32,
+    /// The limit on generated tokens that was in force.
+    pub max_tokens: u32,
+    /// Times it was preempted.
+    pub preemptions: u32,
+    /// How it ended.
+    pub finish: Finish,
+    /// When the engine thread took it.
+    pub arrived_at: Duration,
+    /// When it was first admitted.
+    pub scheduled_at: Option<Duration>,
+    /// When its first token was known.
+    pub first_token_at: Option<Duration>,
+    /// When its latest token was known.
+    pub last_token_at: Option<Duration>,
+    /// When it ended.
+    pub finished_at: Duration,
+}

@@ -1,0 +1,50 @@
+//! What goes into the scheduler and what comes out of it, one request at a time.
+
+use std::sync::Arc;
+
+use crate::sample::{SamplingParams, TokenLogprob};
+
+/// A request as the API hands it to the engine.
+#[derive(Clone, Debug)]
+pub struct NewRequest {
+    /// The name under which logs mention the request; the engine does not ask that it be unique.
+    pub id: Arc<str>,
+    /// Token ids of the prompt.
+    pub prompt: Vec<u32>,
+    /// How to sample.
+    pub sampling: SamplingParams,
+    /// Separates this request's prefix cache from that of requests with another salt.
+    pub cache_salt: Option<Arc<str>>,
+    /// Lower runs earlier; ties run in order of arrival.
+    pub priority: i32,
+}
+
+/// One generated token, or the end of a request that ends without one.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TokenUpdate {
+    /// The token; none when the request ends without generating one (abort, error).
+    pub token: Option<u32>,
+    /// Present when the request asked for log probabilities.
+    pub logprob: Option<TokenLogprob>,
+    /// Tokens of the prompt that were found in the prefix cache; fixed when the request is first admitted.
+    pub cached_tokens: u32,
+    /// Present on the last update of a request.
+    pub finish: Option<Finish>,
+}
+
+/// Why a request ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Finish {
+    /// A stop token (`Some`: one of the request's own `stop_token_ids`), an end-of-sequence token or a stop string
+    /// (`None`).
+    Stop {
+        /// The request's own stop token that was generated.
+        token: Option<u32>,
+    },
+    /// `max_tokens`, the context length or the whole KV pool is used up.
+    Length,
+    /// The client went away, or the engine was told to end everything.
+    Abort,
+    /// The engine could not go on with it; the text says why.
+    Error(String),
+}

@@ -1,0 +1,112 @@
+//! What the flags come to for this model on this backend. Pure.
+
+use super::ServeError;
+use crate::backend::{BackendChoice, BackendInfo};
+use crate::export::kv_events::KvEventsConfig;
+use crate::flags::{BackendName, Flags};
+use crate::kv::HashRecipe;
+use crate::model::Model;
+use crate::worker::SchedulerConfig;
+
+/// KV memory where no flag says how much: room for as many full contexts as may run, but not more than this.
+const KV_MEMORY_BYTES_MAX: u64 = 1 << 30;
+
+pub(super) fn backend(name: BackendName) -> BackendChoice {
+    match name {
+        BackendName::Auto => BackendChoice::Auto,
+        BackendName::Cpu => BackendChoice::Cpu,
+    }
+}
+
+/// The context in tokens: the flag's if it is not more than the model's.
+pub(super) fn context(asked: Option<u32>, model: usize) -> Result<u32, ServeError> {
+    let model = u32::try_from(model).unwrap_or(u32::MAX);
+    match asked {
+        Some(asked) if asked > model => Err(ServeError::Context { asked, model }),
+        Some(asked) => Ok(asked),
+        None => Ok(model),
+    }
+}
+
+/// The scheduler's limits.
+pub(super) fn scheduler(
+    flags: &Flags,
+    model: &Model,
+    backend: &BackendInfo,
+    context_tokens: u32,
+) -> SchedulerConfig {
+    let prefix_cache = flags
+        .prefix_caching()
+        .then(|| HashRecipe::sha256_cbor(&flags.block_hash_seed));
+    let kv_events = flags
+        .kv_events_config
+        .as_ref()
+        .is_some_and(KvEventsConfig::publishes);
+    SchedulerConfig {
+        block_size: flags.block_size,
+        blocks: kv_blocks(flags, backend.kv_bytes_per_token as u64, context_tokens),
+        max_num_seqs: flags.max_num_seqs,
+        max_num_batched_tokens: flags.max_num_batched_tokens,
+        max_num_queued: flags.max_num_queued_reqs,
+        max_model_len: context_tokens,
+        vocab_size: u32::try_from(model.config.vocab_size).unwrap_or(u32::MAX),
+        kv_events: kv_events && prefix_cache.is_some(),
+        prefix_cache,
+        eos_token_ids: model.generation.eos_token_ids.clone(),
+        seed: flags.seed,
+    }
+}
+
+/// Number of KV blocks, the null block included: as said, or as many as the memory holds.
+fn kv_blocks(flags: &Flags, bytes_per_token: u64, context_tokens: u32) -> u32 {
+    if let Some(blocks) = flags.num_gpu_blocks_override {
+        return blocks;
+    }
+    let block_bytes = (bytes_per_token * u64::from(flags.block_size)).max(1);
+    let blocks = if let Some(bytes) = flags.kv_cache_memory_bytes {
+        bytes / block_bytes
+    } else {
+        let per_request = context_tokens.div_ceil(flags.block_size);
+        let all = u64::from(per_request) * u64::from(flags.max_num_seqs) + 1;
+        all.min(KV_MEMORY_BYTES_MAX / block_bytes)
+    };
+    u32::try_from(blocks).unwrap_or(u32::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    fn blocks(flags: &[&str], bytes_per_token: u64) -> u32 {
+        let flags = Flags::parse_from(["engine", "--model", "m"].iter().chain(flags));
+        kv_blocks(&flags, bytes_per_token, 2048)
+    }
+
+    #[test]
+    fn blocks_come_from_the_number_the_memory_or_the_contexts() {
+        assert_eq!(
+            blocks(
+                &[
+                    "--num-gpu-blocks-override",
+                    "7",
+                    "--kv-cache-memory-bytes",
+                    "1G"
+                ],
+                1024
+            ),
+            7
+        );
+        assert_eq!(blocks(&["--kv-cache-memory-bytes", "1MiB"], 1024), 64);
+        assert_eq!(blocks(&["--max-num-seqs", "2"], 1024), 2 * 128 + 1);
+        assert_eq!(blocks(&[], 1 << 20), 64, "the default is bounded by memory");
+    }
+
+    #[test]
+    fn the_context_is_the_models_at_most() {
+        assert_eq!(context(None, 2048).unwrap(), 2048);
+        assert_eq!(context(Some(100), 2048).unwrap(), 100);
+        assert!(context(Some(4096), 2048).is_err());
+    }
+}

@@ -1,0 +1,44 @@
+//! A backend that computes one step right after it got its memory.
+//!
+//! A first step pays for what later ones find ready: pages of the weights that were mapped and never read, threads
+//! that were never woken, kernels that were never loaded. Paid here, it is paid before the port opens; and because
+//! the engine does not know of the step, no metric counts it. The step writes into KV block 0, which no request
+//! ever holds.
+
+use tracing::debug;
+
+use crate::backend::{
+    Backend, BackendError, BackendInfo, KvLayout, Step, StepOutput, StepSequence,
+};
+
+/// Wraps a backend; everything but [`Backend::allocate`] is passed on.
+pub(super) struct WarmedUp(pub(super) Box<dyn Backend>);
+
+impl Backend for WarmedUp {
+    fn info(&self) -> &BackendInfo {
+        self.0.info()
+    }
+
+    fn allocate(&mut self, layout: &KvLayout) -> Result<(), BackendError> {
+        self.0.allocate(layout)?;
+        debug!(blocks = layout.blocks, "kv memory allocated");
+        let step = Step {
+            tokens: vec![0],
+            positions: vec![0],
+            slots: vec![0],
+            sequences: vec![StepSequence {
+                tokens: 0..1,
+                context_len: 1,
+                block_table: 0..1,
+                sample: None,
+            }],
+            block_tables: vec![0],
+            ..Step::default()
+        };
+        self.0.forward(&step, &mut StepOutput::default())
+    }
+
+    fn forward(&mut self, step: &Step, out: &mut StepOutput) -> Result<(), BackendError> {
+        self.0.forward(step, out)
+    }
+}

@@ -1,0 +1,29 @@
+//! The engine thread: the one place where scheduler, KV pool and backend meet sockets' side of the house.
+//!
+//! ```text
+//! EngineHandle::submit ─▶ bounded command channel ─▶ engine thread: schedule ▶ forward ▶ complete ─▶ RequestStream
+//!                                                         │  KV events ─▶ EventSink
+//!                                                         └  reports   ─▶ Observer
+//! ```
+//!
+//! One thread owns the scheduler and the device, so the step path takes no lock and nothing in the cores knows of
+//! threads. Each request has a channel of its own with room for every token it may generate, so the thread never
+//! waits for a slow client; the bound is `max_tokens`.
+//!
+//! A request is cancelled by dropping its stream: the thread looks at each live request's channel before a step and
+//! frees the blocks of those whose reader is gone. No message has to find its way, so none can be lost.
+
+mod engine;
+mod handle;
+mod observer;
+#[cfg(test)]
+mod tests;
+
+pub use engine::{StartError, start};
+pub use handle::{EngineHandle, RequestStream, SubmitError};
+pub use observer::{EventSink, Observer};
+
+pub use crate::sample::{SamplingParams, TokenLogprob};
+pub use crate::scheduler::{
+    Finish, NewRequest, RequestReport, SchedulerConfig, Stats, StepReport, TokenUpdate,
+};

@@ -1,0 +1,206 @@
+//! The command line, as written. What it means is for [`Settings`](super::settings::Settings) to
+//! say.
+//!
+//! Names, defaults and ports are the field's wherever this picker has the feature. Flags of the
+//! field that it does not have stand in [`foreign_flags`](super::foreign_flags), so that a command
+//! line made for another picker is either understood or refused by name, never half obeyed.
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{ArgAction, Parser};
+
+use super::foreign_flags::ForeignFlags;
+use super::settings::{LogFormat, TokenizerFolder};
+use super::values;
+
+/// Picks the worker that answers an LLM request soonest.
+///
+/// epp is an external processor for Envoy. For each request it reads the prompt, looks up which
+/// worker already holds its prefix in the KV cache and how busy each worker is, and tells Envoy
+/// where to send the request. It speaks the Endpoint Picker Protocol, so any gateway that supports
+/// InferencePool can use it.
+#[derive(Clone, Debug, Parser)]
+#[command(name = "epp", version, max_term_width = 110, after_help = EXAMPLES)]
+pub struct Flags {
+    /// A worker, as IP:PORT, for example 127.0.0.1:8000 or [::1]:8000. Repeat for each worker.
+    /// `name` is what logs and metrics call it; `kv-events` and `kv-replay` are its ZMQ addresses
+    /// (tcp://HOST:PORT), and the worker is asked for them where they are not given.
+    #[arg(long = "endpoint", help_heading = "Workers", action = ArgAction::Append,
+        value_name = "ADDRESS[,name=NAME][,kv-events=ADDRESS][,kv-replay=ADDRESS]")]
+    pub endpoints: Vec<String>,
+
+    /// A YAML or JSON file that lists the workers. It is read again whenever its content changes; a
+    /// file that cannot be read leaves the last good list in place.
+    #[arg(
+        long,
+        help_heading = "Workers",
+        value_name = "PATH",
+        env = "EPP_ENDPOINTS_FILE",
+        conflicts_with = "endpoints"
+    )]
+    pub endpoints_file: Option<PathBuf>,
+
+    /// The shortest time between two readings of a worker's /metrics page. Idle and slow workers
+    /// are read less often.
+    #[arg(long, help_heading = "Workers", value_name = "DURATION", default_value = "50ms",
+        value_parser = values::duration)]
+    pub refresh_metrics_interval: Duration,
+
+    /// How old a worker's metrics may be before they count as missing.
+    #[arg(long, help_heading = "Workers", value_name = "DURATION", default_value = "2s",
+        value_parser = values::duration)]
+    pub metrics_staleness_threshold: Duration,
+
+    /// A model folder with tokenizer.json and the chat template. With MODEL= it serves requests for
+    /// that model only, without it those for every other model. Without any, requests are picked by
+    /// load and their prefixes are not looked up.
+    #[arg(long = "tokenizer", help_heading = "Picking", value_name = "[MODEL=]FOLDER", action = ArgAction::Append)]
+    pub tokenizers: Vec<TokenizerFolder>,
+
+    /// How many further workers are named after the picked one, for gateways that retry on the next
+    /// of a list (override_host). Leave it at 0 for gateways that route to an original destination:
+    /// they refuse a list.
+    #[arg(
+        long,
+        help_heading = "Picking",
+        value_name = "COUNT",
+        default_value_t = 0
+    )]
+    pub fallback_endpoints: usize,
+
+    /// Ignore the gateway's hint that confines a request to some of the workers.
+    #[arg(long, help_heading = "Picking", value_name = "BOOL", default_value_t = false,
+        num_args = 0..=1, require_equals = true, default_missing_value = "true", action = ArgAction::Set)]
+    pub disable_endpoint_subset_filter: bool,
+
+    /// Tell the gateway the score of every candidate, as dynamic metadata.
+    #[arg(long, help_heading = "Picking", value_name = "BOOL", default_value_t = false,
+        num_args = 0..=1, require_equals = true, default_missing_value = "true", action = ArgAction::Set)]
+    pub emit_endpoint_scores: bool,
+
+    /// The address that every port is opened on.
+    #[arg(
+        long,
+        help_heading = "Ports",
+        value_name = "IP",
+        default_value = "0.0.0.0",
+        env = "EPP_BIND_ADDRESS"
+    )]
+    pub bind_address: IpAddr,
+
+    /// The port that Envoy calls (ext_proc, gRPC). It answers gRPC health checks, too. 0 takes a
+    /// free port; the log names it.
+    #[arg(
+        long,
+        help_heading = "Ports",
+        value_name = "PORT",
+        default_value_t = 9002,
+        env = "EPP_GRPC_PORT"
+    )]
+    pub grpc_port: u16,
+
+    /// The port for gRPC health checks alone, in clear text.
+    #[arg(
+        long,
+        help_heading = "Ports",
+        value_name = "PORT",
+        default_value_t = 9003,
+        env = "EPP_GRPC_HEALTH_PORT"
+    )]
+    pub grpc_health_port: u16,
+
+    /// The port for /metrics (Prometheus) and /healthz, in clear text and without authentication.
+    #[arg(
+        long,
+        help_heading = "Ports",
+        value_name = "PORT",
+        default_value_t = 9090,
+        env = "EPP_METRICS_PORT"
+    )]
+    pub metrics_port: u16,
+
+    /// Speak TLS on the ext_proc port. Say false for an Envoy that connects in clear text.
+    #[arg(long, help_heading = "Ports", value_name = "BOOL", default_value_t = true,
+        num_args = 0..=1, require_equals = true, default_missing_value = "true", action = ArgAction::Set)]
+    pub secure_serving: bool,
+
+    /// The folder of the TLS certificate, with tls.crt and tls.key. Without one the certificate is
+    /// self-signed.
+    #[arg(long, help_heading = "Ports", value_name = "FOLDER")]
+    pub cert_path: Option<PathBuf>,
+
+    /// The largest request body that is taken in, in bytes or with KiB, MiB or GiB. A larger one is
+    /// answered 413.
+    #[arg(long, help_heading = "Limits", value_name = "SIZE", default_value = "64MiB", value_parser = values::bytes)]
+    pub max_request_body_bytes: usize,
+
+    /// How long a request may wait to be picked. After it the client gets 503.
+    #[arg(long, help_heading = "Limits", value_name = "DURATION", default_value = "5s",
+        value_parser = values::duration)]
+    pub decision_timeout: Duration,
+
+    /// Requests in flight at a time on one connection of Envoy, which opens another connection past
+    /// it.
+    #[arg(long, help_heading = "Limits", value_name = "COUNT", default_value_t = 10_000,
+        value_parser = clap::value_parser!(u32).range(1..))]
+    pub max_concurrent_streams: u32,
+
+    /// The largest gRPC message taken in. By default the largest request body and 1 MiB, because a
+    /// gateway in BUFFERED mode sends a body in one message.
+    #[arg(long, help_heading = "Limits", value_name = "SIZE", value_parser = values::bytes)]
+    pub grpc_max_recv_msg_size: Option<usize>,
+
+    /// The largest gRPC message sent out. Unlimited by default.
+    #[arg(long, help_heading = "Limits", value_name = "SIZE", value_parser = values::bytes)]
+    pub grpc_max_send_msg_size: Option<usize>,
+
+    /// How long requests in flight may take to end after SIGTERM or SIGINT.
+    #[arg(long, help_heading = "Limits", value_name = "DURATION", default_value = "30s",
+        value_parser = values::duration)]
+    pub drain_timeout: Duration,
+
+    /// How log lines are written.
+    #[arg(
+        long,
+        visible_alias = "zap-encoder",
+        help_heading = "Logging",
+        value_name = "FORMAT",
+        default_value = "text",
+        env = "EPP_LOG_FORMAT"
+    )]
+    pub log_format: LogFormat,
+
+    /// How much is logged: 0 warnings, 1 to 3 process events, 4 a line for each request, 5 and more
+    /// everything. RUST_LOG, where it is set, wins.
+    #[arg(
+        short = 'v',
+        long = "v",
+        help_heading = "Logging",
+        value_name = "LEVEL",
+        default_value_t = 2
+    )]
+    pub verbosity: u8,
+
+    #[command(flatten)]
+    pub foreign: ForeignFlags,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  Two workers on this machine, an Envoy that connects in clear text:
+    epp --endpoint 127.0.0.1:8000 --endpoint 127.0.0.1:8001 --secure-serving=false
+
+  Prefix-aware picking; the workers' KV events tell what each one holds:
+    epp --endpoints-file workers.yaml --tokenizer /models/qwen3
+
+  A list of fallbacks for a gateway with the override_host policy, and a log line for each request:
+    epp --endpoints-file workers.yaml --fallback-endpoints 2 -v 4
+
+Flags of other endpoint pickers: those that ask for Kubernetes, leader election, a configuration file or \
+authenticated metrics are refused by name. --tracing, --enable-pprof, --health-checking, \
+--refresh-prometheus-metrics-interval, --enable-grpc-stream-metrics and --allow-experimental-plugins \
+are accepted and do nothing.
+
+Exit status: 0 after a drain, 1 when a part cannot start, 2 when a flag makes no sense.";

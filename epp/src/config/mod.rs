@@ -1,0 +1,16 @@
+//! What the operator says: flags and environment, raw first and then checked.
+//!
+//! [`flags`] is what may be written on the command line, close to the field's own so that an
+//! operator who comes from another picker changes the image and nothing else. [`settings`] is what
+//! the rest of the house gets: typed, complete, and refused with one clear line where it makes no
+//! sense. [`values`] reads single values.
+
+pub mod flags;
+pub mod foreign_flags;
+pub mod settings;
+pub mod values;
+
+pub use flags::Flags;
+pub use settings::{
+    EndpointSource, LogFormat, LogLevel, Settings, SettingsError, TlsMode, TokenizerFolder,
+};

@@ -1,0 +1,88 @@
+//! The gRPC listeners: the ext_proc port, and the health port beside it.
+//!
+//! HTTP/2 is set up for one peer that multiplexes thousands of short streams: wide windows, so that
+//! large bodies do not wait for window updates; many concurrent streams, because each request in
+//! flight holds one; and a generous allowance of resets, because Envoy resets the stream of every
+//! request that went well and the default allowance of the HTTP/2 library takes that for an attack.
+
+use std::future::Future;
+use std::net::SocketAddr;
+
+use envoy_types::pb::envoy::service::ext_proc::v3::external_processor_server::ExternalProcessorServer;
+use tokio::net::TcpListener;
+use tonic::transport::server::TcpIncoming;
+use tonic::transport::{Server, ServerTlsConfig};
+
+use super::decider::Decider;
+use super::health::Health;
+use super::server::Processor;
+
+/// Unread bytes of one stream.
+const STREAM_WINDOW_BYTES: u32 = 1024 * 1024;
+
+/// Unread bytes of one connection, all streams together.
+const CONNECTION_WINDOW_BYTES: u32 = 16 * 1024 * 1024;
+
+/// Streams that the peer may open and reset before they are looked at.
+const PENDING_RESETS: usize = 4096;
+
+/// Limits of the ext_proc port.
+#[derive(Clone, Copy, Debug)]
+pub struct PortLimits {
+    /// Streams at a time on one connection; the peer waits or opens another connection past it.
+    pub concurrent_streams: u32,
+    /// Largest gRPC message taken in; a larger one fails its stream.
+    pub receive_message_bytes: usize,
+    /// Largest gRPC message sent out.
+    pub send_message_bytes: usize,
+}
+
+/// A listener, and the address it really has when the port was left to the system.
+pub async fn bind(address: SocketAddr) -> std::io::Result<(TcpListener, SocketAddr)> {
+    let listener = TcpListener::bind(address).await?;
+    let address = listener.local_addr()?;
+    Ok((listener, address))
+}
+
+/// Serves ext_proc and health until `shutdown`, and then until the last stream has ended.
+pub async fn serve_ext_proc<D: Decider>(
+    listener: TcpListener,
+    tls: Option<ServerTlsConfig>,
+    limits: PortLimits,
+    processor: Processor<D>,
+    health: &Health,
+    shutdown: impl Future<Output = ()>,
+) -> Result<(), tonic::transport::Error> {
+    let service = ExternalProcessorServer::new(processor)
+        .max_decoding_message_size(limits.receive_message_bytes)
+        .max_encoding_message_size(limits.send_message_bytes);
+    let mut server = Server::builder()
+        .initial_stream_window_size(STREAM_WINDOW_BYTES)
+        .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
+        .max_concurrent_streams(limits.concurrent_streams)
+        .http2_max_pending_accept_reset_streams(Some(PENDING_RESETS));
+    if let Some(tls) = tls {
+        server = server.tls_config(tls)?;
+    }
+    server
+        .add_service(service)
+        .add_service(health.service())
+        .serve_with_incoming_shutdown(incoming(listener), shutdown)
+        .await
+}
+
+/// Serves health alone, in clear text as kubelets expect it.
+pub async fn serve_health(
+    listener: TcpListener,
+    health: &Health,
+    shutdown: impl Future<Output = ()>,
+) -> Result<(), tonic::transport::Error> {
+    Server::builder()
+        .add_service(health.service())
+        .serve_with_incoming_shutdown(incoming(listener), shutdown)
+        .await
+}
+
+fn incoming(listener: TcpListener) -> TcpIncoming {
+    TcpIncoming::from(listener).with_nodelay(Some(true))
+}

@@ -1,0 +1,241 @@
+//! The shell around the membership table: one writer, many lock-free readers.
+//!
+//! Readers load one table by an atomic pointer: the members and, in the same order, their live
+//! cells. A snapshot is therefore always of one membership, never of two halves. Changing the
+//! membership builds the next table beside it.
+
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+use parking_lot::Mutex;
+use tokio::sync::watch;
+
+use super::endpoint::{Endpoint, EndpointId, EndpointSpec, Generation, Snapshot};
+use super::live::{Lease, LiveCell};
+use super::members::{Change, Members, MembershipError};
+
+/// The endpoints of a pool and their live state.
+#[derive(Debug)]
+pub struct Fleet {
+    members: Mutex<Members>,
+    table: ArcSwap<Table>,
+    membership: watch::Sender<Arc<[Arc<Endpoint>]>>,
+}
+
+#[derive(Debug)]
+struct Table {
+    members: Arc<[Arc<Endpoint>]>,
+    /// In the order of `members`.
+    cells: Vec<Arc<LiveCell>>,
+    /// By endpoint number.
+    by_id: Vec<Option<(Generation, Arc<LiveCell>)>>,
+}
+
+impl Fleet {
+    /// An empty fleet.
+    pub fn new() -> Arc<Self> {
+        let members = Members::default();
+        let table = Table {
+            members: Arc::clone(members.list()),
+            cells: Vec::new(),
+            by_id: Vec::new(),
+        };
+        let (membership, _) = watch::channel(Arc::clone(members.list()));
+        Arc::new(Self {
+            members: Mutex::new(members),
+            table: ArcSwap::from_pointee(table),
+            membership,
+        })
+    }
+
+    /// Makes the fleet hold exactly `desired`. A refused list changes nothing.
+    pub fn apply(&self, desired: Vec<EndpointSpec>) -> Result<Change, MembershipError> {
+        let mut members = self.members.lock();
+        let change = members.apply(desired)?;
+        if change.is_empty() {
+            // At most the order differs, and order alone is nobody's concern.
+            return Ok(change);
+        }
+        let next = next_table(&self.table.load(), &members);
+        self.table.store(Arc::new(next));
+        self.membership.send_replace(Arc::clone(members.list()));
+        Ok(change)
+    }
+
+    /// Fills `out` with the fleet as it is, reusing its buffers.
+    pub fn snapshot_into(&self, out: &mut Snapshot) {
+        let table = self.table.load();
+        if !Arc::ptr_eq(&out.members, &table.members) {
+            out.members = Arc::clone(&table.members);
+        }
+        out.live.clear();
+        out.live.extend(table.cells.iter().map(|cell| cell.read()));
+    }
+
+    /// Counts a request with `tokens` prompt tokens against an endpoint until the lease is dropped.
+    /// For an endpoint that left, or another generation of it, the lease counts nothing.
+    pub fn lease(&self, id: EndpointId, generation: Generation, tokens: u32) -> Lease {
+        Lease::take(self.cell(id, generation), tokens)
+    }
+
+    /// The members at every moment. A receiver sees the latest list, not each one.
+    pub fn membership(&self) -> watch::Receiver<Arc<[Arc<Endpoint>]>> {
+        self.membership.subscribe()
+    }
+
+    /// The live cell of a present endpoint.
+    pub fn cell(&self, id: EndpointId, generation: Generation) -> Option<Arc<LiveCell>> {
+        let table = self.table.load();
+        let (present, cell) = table.by_id.get(id.index())?.as_ref()?;
+        (*present == generation).then(|| Arc::clone(cell))
+    }
+}
+
+fn next_table(old: &Table, members: &Members) -> Table {
+    let mut by_id: Vec<Option<(Generation, Arc<LiveCell>)>> = vec![None; members.id_count()];
+    let mut cells = Vec::with_capacity(members.list().len());
+    for endpoint in members.list().iter() {
+        let kept = old
+            .by_id
+            .get(endpoint.id.index())
+            .and_then(Option::as_ref)
+            .filter(|(generation, _)| *generation == endpoint.generation)
+            .map(|(_, cell)| Arc::clone(cell));
+        let cell = kept.unwrap_or_default();
+        cells.push(Arc::clone(&cell));
+        by_id[endpoint.id.index()] = Some((endpoint.generation, cell));
+    }
+    Table {
+        members: Arc::clone(members.list()),
+        cells,
+        by_id,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::super::live::Scraped;
+    use super::*;
+
+    fn spec(port: u16) -> EndpointSpec {
+        EndpointSpec::new(format!("w{port}"), ([127, 0, 0, 1], port).into())
+    }
+
+    fn snapshot(fleet: &Fleet) -> Snapshot {
+        let mut out = Snapshot::default();
+        fleet.snapshot_into(&mut out);
+        out
+    }
+
+    #[test]
+    fn a_lease_counts_while_it_lives() {
+        let fleet = Fleet::new();
+        fleet.apply(vec![spec(1), spec(2)]).unwrap();
+        let second = Arc::clone(&snapshot(&fleet).members[1]);
+        let lease = fleet.lease(second.id, second.generation, 100);
+        let seen = snapshot(&fleet);
+        assert_eq!(seen.live[0].in_flight_requests, 0);
+        assert_eq!(seen.live[1].in_flight_requests, 1);
+        assert_eq!(seen.live[1].in_flight_tokens, 100);
+        drop(lease);
+        assert_eq!(snapshot(&fleet).live[1].in_flight_requests, 0);
+        assert_eq!(snapshot(&fleet).live[1].in_flight_tokens, 0);
+    }
+
+    #[test]
+    fn a_flapping_endpoint_starts_at_zero_and_an_old_lease_touches_nothing() {
+        let fleet = Fleet::new();
+        fleet.apply(vec![spec(1)]).unwrap();
+        let old = Arc::clone(&snapshot(&fleet).members[0]);
+        let lease = fleet.lease(old.id, old.generation, 7);
+        fleet.apply(Vec::new()).unwrap();
+        fleet.apply(vec![spec(1)]).unwrap();
+        assert_eq!(snapshot(&fleet).live[0].in_flight_requests, 0);
+        drop(lease);
+        assert_eq!(snapshot(&fleet).live[0].in_flight_requests, 0);
+        let stale = fleet.lease(old.id, old.generation, 7);
+        assert_eq!(snapshot(&fleet).live[0].in_flight_requests, 0);
+        drop(stale);
+    }
+
+    #[test]
+    fn signals_survive_a_change_elsewhere() {
+        let fleet = Fleet::new();
+        fleet.apply(vec![spec(1)]).unwrap();
+        let first = Arc::clone(&snapshot(&fleet).members[0]);
+        let page = Scraped {
+            waiting: 3,
+            running: 2,
+            kv_usage: 0.5,
+            block_size: 16,
+            blocks: 100,
+        };
+        fleet
+            .cell(first.id, first.generation)
+            .unwrap()
+            .record(&page, 40);
+        let change = fleet.apply(vec![spec(2), spec(1)]).unwrap();
+        assert_eq!(change.added.len(), 1);
+        let seen = snapshot(&fleet);
+        assert_eq!(seen.members[1].spec.name, "w1");
+        assert_eq!(seen.live[1].waiting, 3);
+        assert_eq!(seen.live[1].scraped_at_ms, 40);
+        assert!(seen.live[1].healthy && !seen.live[0].healthy);
+    }
+
+    #[tokio::test]
+    async fn membership_is_watched() {
+        let fleet = Fleet::new();
+        let mut membership = fleet.membership();
+        fleet.apply(vec![spec(1)]).unwrap();
+        membership.changed().await.unwrap();
+        assert_eq!(membership.borrow_and_update().len(), 1);
+        fleet.apply(vec![spec(1)]).unwrap();
+        assert!(!membership.has_changed().unwrap());
+    }
+
+    proptest! {
+        /// Endpoints come and go while leases are taken and dropped in any order: the counts are
+        /// those of the leases taken on the generation that is present, and never wrap.
+        #[test]
+        fn counts_are_exact_under_flapping(
+            steps in proptest::collection::vec((0_u8..4, 0_u16..3), 1..80)
+        ) {
+            let fleet = Fleet::new();
+            let mut leases: Vec<(EndpointId, Generation, Lease)> = Vec::new();
+            let mut present: Vec<u16> = Vec::new();
+            for (action, port) in steps {
+                match action {
+                    0 => present.retain(|other| *other != port),
+                    1 if !present.contains(&port) => present.push(port),
+                    2 => {
+                        let seen = snapshot(&fleet);
+                        if let Some(member) = seen.members.get(usize::from(port)) {
+                            let lease = fleet.lease(member.id, member.generation, 10);
+                            leases.push((member.id, member.generation, lease));
+                        }
+                    }
+                    3 if !leases.is_empty() => {
+                        let victim = usize::from(port) % leases.len();
+                        drop(leases.swap_remove(victim));
+                    }
+                    _ => {}
+                }
+                fleet.apply(present.iter().map(|port| spec(*port)).collect()).unwrap();
+                let seen = snapshot(&fleet);
+                for (member, live) in seen.members.iter().zip(&seen.live) {
+                    let held = leases
+                        .iter()
+                        .filter(|(id, generation, _)| {
+                            (*id, *generation) == (member.id, member.generation)
+                        })
+                        .count() as u32;
+                    prop_assert_eq!(live.in_flight_requests, held);
+                    prop_assert_eq!(live.in_flight_tokens, held * 10);
+                }
+            }
+        }
+    }
+}

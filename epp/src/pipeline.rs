@@ -1,0 +1,505 @@
+//! One request through the rooms, in order: the only file that knows them all.
+//!
+//! `request` reads the body, `tokens` turns the prompt into ids, `index` says who holds its prefix,
+//! `flow` admits it, `schedule` picks, and `fleet` counts it against the pick until its response
+//! has gone by. Each step that can fail without harm does so by name: no token ids means no prefix
+//! lookup, which is counted, and the pick goes by load.
+//!
+//! Everything that grows with the fleet lives in buffers of the runtime's threads, so that a
+//! request allocates nothing proportional to it.
+
+mod explain;
+pub mod page;
+
+use std::borrow::Cow;
+use std::cell::RefCell;
+use std::fmt::Write as _;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+use metrics::Gauge;
+use pointsman_proto::block_hash::KeyScope;
+use pointsman_proto::headers;
+use tracing::{Level, debug, enabled};
+
+use self::explain::explain;
+use crate::clock::Clock;
+use crate::ext_proc::{Decider, Destination, End, Exchange, Intake, Outcome, Refusal};
+use crate::fleet::{Endpoint, Fleet, Lease, Matches, Snapshot};
+use crate::flow::{self, UtilizationDetector};
+use crate::index::{IndexScratch, PrefixIndex};
+use crate::observe::Metrics;
+use crate::observe::metrics::OfModel;
+use crate::request::{self, InferenceRequest, ParseError};
+use crate::schedule::{self, Decision, NoEndpoint, Profile, SubsetEntry};
+use crate::tokens::Tokens;
+
+/// Prompts whose ids are unknown are counted at this many bytes a token, the field's own estimate.
+const BYTES_PER_TOKEN: usize = 4;
+
+/// Priorities come with objectives, which need Kubernetes; without them every request has the
+/// field's default.
+const DEFAULT_PRIORITY: i32 = 0;
+
+/// The rooms of one pool and what its operator chose.
+#[derive(Debug)]
+pub struct Parts {
+    pub fleet: Arc<Fleet>,
+    pub index: Arc<PrefixIndex>,
+    pub tokens: Tokens,
+    pub profile: Profile,
+    pub detector: UtilizationDetector,
+    pub metrics: Arc<Metrics>,
+    pub clock: Clock,
+    pub options: Options,
+}
+
+/// What the operator chose.
+#[derive(Clone, Copy, Debug)]
+pub struct Options {
+    /// Whether the gateway may confine a request to some endpoints.
+    pub use_subset_hint: bool,
+    /// Whether the gateway is told the score of every candidate.
+    pub emit_scores: bool,
+    /// Where random choices start. One seed and one order of requests give one sequence of picks.
+    pub seed: u64,
+}
+
+/// The pipeline; clones walk the same rooms.
+#[derive(Clone, Debug)]
+pub struct Pipeline {
+    parts: Arc<Parts>,
+    requests: Arc<AtomicU64>,
+}
+
+/// What the picker keeps of one request while it is in flight. Dropping it releases the endpoint.
+#[derive(Debug)]
+pub struct InFlight {
+    parts: Arc<Parts>,
+    request: InferenceRequest,
+    request_id: String,
+    subset: Option<Vec<SubsetEntry>>,
+    body_bytes: usize,
+    tie_seed: u64,
+    begun_us: u64,
+    model: Arc<OfModel>,
+    picked: Option<Picked>,
+    _running: Running,
+}
+
+#[derive(Debug)]
+struct Picked {
+    endpoint: Arc<Endpoint>,
+    _lease: Lease,
+}
+
+impl Pipeline {
+    pub fn new(parts: Parts) -> Self {
+        Self {
+            parts: Arc::new(parts),
+            requests: Arc::default(),
+        }
+    }
+
+    /// The rooms, for whoever reads their state.
+    pub fn parts(&self) -> &Parts {
+        &self.parts
+    }
+}
+
+impl Decider for Pipeline {
+    type Exchange = InFlight;
+
+    fn begin(&self, intake: Intake<'_>) -> Result<InFlight, Refusal> {
+        let begun_us = self.parts.clock.now_us();
+        let body = joined(intake.body);
+        let request =
+            read(&intake, &body).map_err(|error| Refusal::bad_request(error.to_string()))?;
+        let metrics = &self.parts.metrics;
+        let model = metrics.model(&request.model);
+        model.request_total.increment(1);
+        model.request_bytes.record(body.len() as f64);
+        metrics
+            .process
+            .read_seconds
+            .record(self.parts.seconds_since(begun_us));
+        let hint = intake.subset.filter(|_| self.parts.options.use_subset_hint);
+        Ok(InFlight {
+            request_id: intake
+                .head
+                .get(headers::REQUEST_ID)
+                .unwrap_or_default()
+                .to_owned(),
+            subset: hint.map(|entries| {
+                entries
+                    .iter()
+                    .filter_map(|entry| SubsetEntry::parse(entry))
+                    .collect()
+            }),
+            body_bytes: body.len(),
+            tie_seed: mixed(
+                self.parts
+                    .options
+                    .seed
+                    .wrapping_add(self.requests.fetch_add(1, Relaxed)),
+            ),
+            begun_us,
+            _running: Running::new(model.request_running.clone()),
+            model,
+            picked: None,
+            request,
+            parts: Arc::clone(&self.parts),
+        })
+    }
+
+    fn refused(&self, refusal: &Refusal) {
+        let model = self.parts.metrics.model("");
+        model.request_total.increment(1);
+        self.parts.metrics.count_error(&model, refusal.code.name());
+        debug!(
+            code = refusal.code.name(),
+            message = refusal.message,
+            "request refused unread"
+        );
+    }
+}
+
+impl Exchange for InFlight {
+    async fn pick(&mut self) -> Result<Destination, Refusal> {
+        let tokens = self.encode().await;
+        let chosen_from_us = self.parts.clock.now_us();
+        let outcome = SCRATCH.with_borrow_mut(|scratch| self.choose(tokens.as_deref(), scratch));
+        let process = &self.parts.metrics.process;
+        process
+            .scheduler_seconds
+            .record(self.parts.seconds_since(chosen_from_us));
+        process
+            .pick_seconds
+            .record(self.parts.seconds_since(self.begun_us));
+        if outcome.is_err() {
+            self.parts.metrics.count_failed_attempt(&self.model);
+        }
+        // The prompt has served its purpose; a long one would stay for as long as its response runs.
+        self.request.prompt = None;
+        outcome
+    }
+
+    fn first_byte(&mut self) {
+        self.model
+            .ttft_seconds
+            .record(self.parts.seconds_since(self.begun_us));
+    }
+
+    fn finish(self, outcome: &Outcome) {
+        self.model
+            .request_seconds
+            .record(self.parts.seconds_since(self.begun_us));
+        match &outcome.end {
+            End::Refused(refusal) => self
+                .parts
+                .metrics
+                .count_error(&self.model, refusal.code.name()),
+            End::Aborted => self.model.aborted_total.increment(1),
+            End::Completed => self.count_response(outcome),
+            End::Unseen => {}
+        }
+        self.log_end(outcome);
+    }
+}
+
+impl InFlight {
+    /// The prompt's token ids, or nothing, with the reason counted.
+    async fn encode(&self) -> Option<Arc<[u32]>> {
+        let prompt = self.request.prompt.as_ref()?;
+        match self.parts.tokens.encode(&self.request.model, prompt).await {
+            Ok(tokens) => Some(tokens),
+            Err(unavailable) => {
+                self.parts.metrics.count_without_tokens(unavailable.label());
+                debug!(request_id = self.request_id, reason = %unavailable, "prompt goes without token ids");
+                None
+            }
+        }
+    }
+
+    /// Index, flow and schedule on one snapshot; takes the lease.
+    fn choose(
+        &mut self,
+        tokens: Option<&[u32]>,
+        scratch: &mut Scratch,
+    ) -> Result<Destination, Refusal> {
+        let parts = Arc::clone(&self.parts);
+        parts.look_up(&self.request, tokens, scratch);
+        parts.fleet.snapshot_into(&mut scratch.snapshot);
+        let now_ms = parts.clock.now_ms();
+        let saturation = flow::saturation(&scratch.snapshot, now_ms, &parts.detector);
+        flow::admit(DEFAULT_PRIORITY, saturation)
+            .map_err(|flow::Refused::Saturated| Refusal::saturated())?;
+        let prompt_tokens =
+            tokens.map_or_else(|| self.estimated_tokens(), |tokens| tokens.len() as u32);
+        let request = schedule::Request {
+            model: &self.request.model,
+            prompt_tokens,
+            matches: &scratch.matches,
+            subset: self.subset.as_deref(),
+            tie_seed: self.tie_seed,
+        };
+        schedule::pick_into(
+            &parts.profile,
+            &scratch.snapshot,
+            &request,
+            now_ms,
+            &mut scratch.decision,
+        )
+        .map_err(|reason| self.nobody(reason))?;
+        let members = &scratch.snapshot.members;
+        let first = scratch
+            .decision
+            .endpoints
+            .first()
+            .and_then(|position| members.get(*position));
+        let winner = Arc::clone(first.ok_or_else(Refusal::no_endpoints)?);
+        let cached_tokens = scratch.matches.tokens(winner.id, winner.generation);
+        self.model
+            .predicted_cached_tokens
+            .record(f64::from(cached_tokens));
+        self.log_pick(&winner, prompt_tokens, cached_tokens, scratch);
+        let key = u64::from(winner.id.0) << 32 | u64::from(winner.generation.0);
+        parts.metrics.count_pick(
+            &self.model,
+            key,
+            &winner.spec.name,
+            winner.spec.address.port(),
+        );
+        let lease = parts
+            .fleet
+            .lease(winner.id, winner.generation, prompt_tokens);
+        self.picked = Some(Picked {
+            endpoint: winner,
+            _lease: lease,
+        });
+        Ok(destination(
+            &scratch.decision,
+            &scratch.snapshot,
+            parts.options.emit_scores,
+        ))
+    }
+
+    fn nobody(&self, reason: NoEndpoint) -> Refusal {
+        debug!(request_id = self.request_id, %reason, "nothing to pick from");
+        Refusal::no_endpoints()
+    }
+
+    /// A request that is not understood has no prompt to estimate.
+    fn estimated_tokens(&self) -> u32 {
+        let bytes = if self.request.prompt.is_some() {
+            self.body_bytes
+        } else {
+            0
+        };
+        u32::try_from(bytes / BYTES_PER_TOKEN).unwrap_or(u32::MAX)
+    }
+
+    fn count_response(&self, outcome: &Outcome) {
+        self.model
+            .response_bytes
+            .record(outcome.response_bytes as f64);
+        if let Some(usage) = outcome.usage {
+            self.model.input_tokens.record(usage.prompt_tokens as f64);
+            self.model
+                .output_tokens
+                .record(usage.completion_tokens as f64);
+            if let Some(cached) = usage.cached_tokens {
+                self.model.cached_tokens.record(cached as f64);
+            }
+        }
+        match outcome.status {
+            Some(500..) => self
+                .parts
+                .metrics
+                .count_error(&self.model, "ModelServerError"),
+            Some(400..) => self
+                .parts
+                .metrics
+                .count_error(&self.model, "ModelServerClientError"),
+            _ => {}
+        }
+        let picked = self
+            .picked
+            .as_ref()
+            .map(|picked| picked.endpoint.spec.address);
+        let served = outcome
+            .served
+            .as_deref()
+            .and_then(|served| served.parse().ok());
+        if served.is_some() && served != picked {
+            self.parts
+                .metrics
+                .process
+                .served_elsewhere_total
+                .increment(1);
+        }
+    }
+
+    fn log_pick(
+        &self,
+        winner: &Endpoint,
+        prompt_tokens: u32,
+        cached_tokens: u32,
+        scratch: &Scratch,
+    ) {
+        if !enabled!(Level::DEBUG) {
+            return;
+        }
+        let decision = &scratch.decision;
+        let explained = explain(decision, &scratch.snapshot);
+        debug!(
+            request_id = self.request_id,
+            model = self.request.model,
+            endpoint = winner.spec.name,
+            prompt_tokens,
+            cached_tokens,
+            candidates = decision.candidates.len(),
+            reason = decision.reason,
+            scores = explained.winner,
+            runner_up = explained.runner_up,
+            "endpoint picked"
+        );
+    }
+
+    fn log_end(&self, outcome: &Outcome) {
+        let picked = self
+            .picked
+            .as_ref()
+            .map(|picked| picked.endpoint.spec.name.as_str());
+        debug!(
+            request_id = self.request_id,
+            model = self.request.model,
+            endpoint = picked.unwrap_or_default(),
+            served = outcome.served.as_deref().unwrap_or_default(),
+            status = outcome.status,
+            prompt_tokens = outcome.usage.map(|usage| usage.prompt_tokens),
+            completion_tokens = outcome.usage.map(|usage| usage.completion_tokens),
+            cached_tokens = outcome.usage.and_then(|usage| usage.cached_tokens),
+            duration_ms = self.parts.clock.now_us().saturating_sub(self.begun_us) / 1_000,
+            end = end_name(&outcome.end),
+            "request finished"
+        );
+    }
+}
+
+impl Parts {
+    /// Fills the scratch with who holds how much of the prompt; nobody does where the ids are
+    /// unknown.
+    fn look_up(&self, request: &InferenceRequest, tokens: Option<&[u32]>, scratch: &mut Scratch) {
+        let Some(tokens) = tokens else {
+            scratch.matches.clear();
+            return;
+        };
+        let scope = KeyScope {
+            model: &request.model,
+            adapter: None,
+            cache_salt: request.cache_salt.as_deref(),
+        };
+        let from_us = self.clock.now_us();
+        self.index
+            .matches(&scope, tokens, &mut scratch.index, &mut scratch.matches);
+        self.metrics
+            .process
+            .lookup_seconds
+            .record(self.seconds_since(from_us));
+    }
+
+    fn seconds_since(&self, from_us: u64) -> f64 {
+        self.clock.now_us().saturating_sub(from_us) as f64 / 1e6
+    }
+}
+
+/// Buffers of one runtime thread.
+#[derive(Default)]
+struct Scratch {
+    snapshot: Snapshot,
+    matches: Matches,
+    index: IndexScratch,
+    decision: Decision,
+}
+
+thread_local! {
+    static SCRATCH: RefCell<Scratch> = RefCell::default();
+}
+
+/// Counts a request as running for as long as it is in flight.
+#[derive(Debug)]
+struct Running(Gauge);
+
+impl Running {
+    fn new(gauge: Gauge) -> Self {
+        gauge.increment(1.0);
+        Self(gauge)
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.0.decrement(1.0);
+    }
+}
+
+/// A body that came in one piece is read where it lies; only one in several pieces is joined for
+/// reading.
+fn joined(chunks: &[Vec<u8>]) -> Cow<'_, [u8]> {
+    match chunks {
+        [] => Cow::Borrowed(&[]),
+        [one] => Cow::Borrowed(one),
+        several => Cow::Owned(several.concat()),
+    }
+}
+
+/// A request whose body is not shown (a GET, or a gateway that sends headers only) is picked
+/// without being understood.
+fn read(intake: &Intake<'_>, body: &[u8]) -> Result<InferenceRequest, ParseError> {
+    if intake.body.is_empty() {
+        return Ok(InferenceRequest::passthrough());
+    }
+    request::parse(intake.head.method(), intake.head.path(), body)
+}
+
+fn destination(decision: &Decision, snapshot: &Snapshot, emit_scores: bool) -> Destination {
+    let mut endpoints = String::new();
+    for position in &decision.endpoints {
+        if let Some(member) = snapshot.members.get(*position) {
+            let separator = if endpoints.is_empty() { "" } else { "," };
+            // Writing to a string cannot fail.
+            let _ = write!(endpoints, "{separator}{}", member.spec.address);
+        }
+    }
+    let scored = decision
+        .candidates
+        .iter()
+        .zip(&decision.totals)
+        .filter(|_| emit_scores);
+    let scores = scored.filter_map(|(position, total)| {
+        let member = snapshot.members.get(*position)?;
+        Some((member.spec.address.to_string(), f64::from(*total)))
+    });
+    Destination {
+        endpoints,
+        scores: scores.collect(),
+    }
+}
+
+fn end_name(end: &End) -> &'static str {
+    match end {
+        End::Completed => "completed",
+        End::Refused(_) => "refused",
+        End::Aborted => "aborted",
+        End::Unseen => "unseen",
+    }
+}
+
+/// SplitMix64: neighbouring numbers become unrelated ones.
+fn mixed(number: u64) -> u64 {
+    let mut mixed = number.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    mixed ^ (mixed >> 31)
+}

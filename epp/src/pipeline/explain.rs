@@ -1,0 +1,104 @@
+//! A decision in words: what the winner scored, and what the best of the others did.
+//!
+//! It is what an operator reads to see why a request went where it went, so each scorer shows its
+//! weight and its value, which together make the total.
+
+use crate::fleet::Snapshot;
+use crate::schedule::Decision;
+
+/// Winner and runner-up, each as `name total (scorer weight x value, ...)`.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Explained {
+    pub(super) winner: String,
+    /// Empty where there was nobody else.
+    pub(super) runner_up: String,
+}
+
+/// Puts a decision over this snapshot into words.
+pub(super) fn explain(decision: &Decision, snapshot: &Snapshot) -> Explained {
+    let won = |place: &usize| decision.candidates.get(*place) == decision.endpoints.first();
+    let places = 0..decision.candidates.len();
+    let total = |place: &usize| decision.totals.get(*place).copied().unwrap_or_default();
+    let others = places.clone().filter(|place| !won(place));
+    let runner_up = others.max_by(|one, other| total(one).total_cmp(&total(other)));
+    let told = |place| told(decision, snapshot, place);
+    Explained {
+        winner: places.clone().find(won).map(told).unwrap_or_default(),
+        runner_up: runner_up.map(told).unwrap_or_default(),
+    }
+}
+
+fn told(decision: &Decision, snapshot: &Snapshot, place: usize) -> String {
+    let member = decision
+        .candidates
+        .get(place)
+        .and_then(|position| snapshot.members.get(*position));
+    let name = member.map_or("", |member| member.spec.name.as_str());
+    let total = decision.totals.get(place).copied().unwrap_or_default();
+    let values = decision.scores.iter().map(|scores| {
+        let value = scores.values.get(place).copied().unwrap_or_default();
+        format!("{} {}x{value:.3}", scores.scorer, scores.weight)
+    });
+    format!(
+        "{name} {total:.3} ({})",
+        values.collect::<Vec<_>>().join(", ")
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use smallvec::smallvec;
+
+    use super::*;
+    use crate::fleet::{Endpoint, EndpointId, EndpointSpec, Generation, Live};
+    use crate::schedule::ScorerScores;
+
+    fn snapshot(names: &[&str]) -> Snapshot {
+        let member = |(number, name): (u8, &&str)| {
+            Arc::new(Endpoint {
+                id: EndpointId(u32::from(number)),
+                generation: Generation(1),
+                spec: EndpointSpec::new(*name, ([10, 0, 0, number], 8000).into()),
+            })
+        };
+        Snapshot {
+            members: (0..).zip(names).map(member).collect(),
+            live: vec![Live::default(); names.len()],
+        }
+    }
+
+    #[test]
+    fn names_winner_and_runner_up_with_every_value() {
+        let decision = Decision {
+            endpoints: smallvec![2],
+            candidates: vec![0, 2, 3],
+            scores: vec![ScorerScores {
+                scorer: "queue-scorer",
+                weight: 2.0,
+                values: vec![0.25, 1.0, 0.5],
+            }],
+            totals: vec![0.5, 2.0, 1.0],
+            reason: "highest score",
+        };
+        let explained = explain(&decision, &snapshot(&["a", "b", "c", "d"]));
+        assert_eq!(explained.winner, "c 2.000 (queue-scorer 2x1.000)");
+        assert_eq!(explained.runner_up, "d 1.000 (queue-scorer 2x0.500)");
+    }
+
+    #[test]
+    fn nobody_else_is_an_empty_word() {
+        let decision = Decision {
+            endpoints: smallvec![0],
+            candidates: vec![0],
+            totals: vec![1.0],
+            ..Decision::default()
+        };
+        let explained = explain(&decision, &snapshot(&["a"]));
+        assert_eq!(
+            (explained.winner.as_str(), explained.runner_up.as_str()),
+            ("a 1.000 ()", "")
+        );
+    }
+}

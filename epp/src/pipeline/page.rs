@@ -1,0 +1,237 @@
+//! Counts that the rooms keep themselves, written to the page at the moment of a scrape.
+//!
+//! The fleet, the tokenizers and the index count in atomics of their own and know nothing of
+//! metrics; here their counts get names. A count with a name in the field has that name, the rest
+//! is ours.
+
+use std::fmt::Write as _;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+use crate::fleet::kv_events::KvEventCounters;
+use crate::fleet::scrape::ScrapeCounters;
+use crate::index::IndexStats;
+use crate::tokens::TokensStats;
+
+/// Appends the state of the prefix index.
+pub fn render_index(stats: &IndexStats, page: &mut String) {
+    gauge(
+        page,
+        "llm_d_epp_prefix_indexer_size",
+        "Blocks in the prefix index, each counted once per endpoint.",
+        stats.blocks,
+    );
+    gauge(
+        page,
+        "pointsman_prefix_index_keys",
+        "Distinct prefixes in the prefix index.",
+        stats.keys,
+    );
+    gauge(
+        page,
+        "pointsman_prefix_index_orphans",
+        "Blocks that wait for their parent.",
+        stats.orphans,
+    );
+    counter(
+        page,
+        "pointsman_prefix_index_stored_blocks_total",
+        "Blocks taken into the prefix index.",
+        stats.stored,
+    );
+    counter(
+        page,
+        "pointsman_prefix_index_removed_blocks_total",
+        "Blocks taken out of the prefix index.",
+        stats.removed,
+    );
+    counter(
+        page,
+        "pointsman_prefix_index_dropped_orphans_total",
+        "Waiting blocks dropped at their bound.",
+        stats.orphans_dropped,
+    );
+    counter(
+        page,
+        "pointsman_prefix_index_refused_blocks_total",
+        "Blocks refused by a full prefix index.",
+        stats.refused_blocks,
+    );
+    counter(
+        page,
+        "pointsman_prefix_index_refused_events_total",
+        "Events refused because they do not fit.",
+        stats.refused_events,
+    );
+    counter(
+        page,
+        "pointsman_prefix_index_stale_events_total",
+        "Events of an earlier life of their endpoint.",
+        stats.stale_events,
+    );
+}
+
+/// Appends what came over the KV-event subscriptions.
+pub fn render_kv_events(counters: &KvEventCounters, page: &mut String) {
+    let of = |value: &AtomicU64| value.load(Relaxed);
+    counter(
+        page,
+        "llm_d_epp_kv_cache_events_messages_received_total",
+        "Event batches taken over, live and replayed.",
+        of(&counters.batches),
+    );
+    counter(
+        page,
+        "llm_d_epp_kv_cache_events_subscriber_reconnections_total",
+        "Connections made to event publishers.",
+        of(&counters.connects),
+    );
+    counter(
+        page,
+        "pointsman_kv_events_total",
+        "Events handed to the prefix index.",
+        of(&counters.events),
+    );
+    counter(
+        page,
+        "pointsman_kv_events_skipped_total",
+        "Events skipped because they are unknown or malformed.",
+        of(&counters.skipped_events),
+    );
+    counter(
+        page,
+        "pointsman_kv_events_malformed_batches_total",
+        "Event batches that could not be read.",
+        of(&counters.malformed_batches),
+    );
+    counter(
+        page,
+        "pointsman_kv_events_gaps_total",
+        "Jumps in the sequence numbers of events.",
+        of(&counters.gaps),
+    );
+    counter(
+        page,
+        "pointsman_kv_events_lost_batches_total",
+        "Event batches that no replay brought back.",
+        of(&counters.lost_batches),
+    );
+    counter(
+        page,
+        "pointsman_kv_events_replays_total",
+        "Replays asked for.",
+        of(&counters.replays),
+    );
+    counter(
+        page,
+        "pointsman_kv_events_replay_failures_total",
+        "Replays that did not come to their end.",
+        of(&counters.replay_failures),
+    );
+    counter(
+        page,
+        "pointsman_kv_events_resets_total",
+        "Engines that started their events over.",
+        of(&counters.resets),
+    );
+}
+
+/// Appends how reading the workers' metrics goes.
+pub fn render_scrapes(counters: &ScrapeCounters, page: &mut String) {
+    let of = |value: &AtomicU64| value.load(Relaxed);
+    counter(
+        page,
+        "pointsman_scrape_pages_total",
+        "Metrics pages read from workers.",
+        of(&counters.pages),
+    );
+    let name = "llm_d_epp_datalayer_poll_errors_total";
+    heading(
+        page,
+        "counter",
+        name,
+        "Metrics pages that could not be read.",
+    );
+    let _ = writeln!(
+        page,
+        "{name}{{source_type=\"metrics-data-source\"}} {}",
+        of(&counters.errors)
+    );
+    counter(
+        page,
+        "pointsman_scrape_unreadable_total",
+        "Metrics pages without the series of their engine.",
+        of(&counters.unreadable),
+    );
+}
+
+/// Appends what the tokenizers did.
+pub fn render_tokens(stats: &TokensStats, page: &mut String) {
+    counter(
+        page,
+        "pointsman_tokenized_prompts_total",
+        "Prompts turned into token ids.",
+        stats.encoded,
+    );
+    counter(
+        page,
+        "pointsman_tokenizer_cache_hits_total",
+        "Prompts whose token ids were remembered.",
+        stats.cache_hits,
+    );
+}
+
+fn gauge(page: &mut String, name: &str, help: &str, value: usize) {
+    heading(page, "gauge", name, help);
+    // Writing to a string cannot fail.
+    let _ = writeln!(page, "{name} {value}");
+}
+
+fn counter(page: &mut String, name: &str, help: &str, value: u64) {
+    heading(page, "counter", name, help);
+    let _ = writeln!(page, "{name} {value}");
+}
+
+fn heading(page: &mut String, kind: &str, name: &str, help: &str) {
+    let _ = writeln!(page, "# HELP {name} {help}\n# TYPE {name} {kind}");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_series_has_help_type_and_value_under_a_name_of_its_own() {
+        let mut page = String::new();
+        render_index(
+            &IndexStats {
+                blocks: 3,
+                ..IndexStats::default()
+            },
+            &mut page,
+        );
+        render_kv_events(&KvEventCounters::default(), &mut page);
+        render_scrapes(&ScrapeCounters::default(), &mut page);
+        render_tokens(&TokensStats::default(), &mut page);
+        assert!(
+            page.contains("\nllm_d_epp_prefix_indexer_size 3\n"),
+            "{page}"
+        );
+        let lines: Vec<&str> = page.lines().collect();
+        let mut names = Vec::new();
+        for series in lines.chunks(3) {
+            let name = series[2].split(['{', ' ']).next().unwrap();
+            assert!(
+                series[0].starts_with(&format!("# HELP {name} ")),
+                "{}",
+                series[0]
+            );
+            assert!(
+                series[1].starts_with(&format!("# TYPE {name} ")),
+                "{}",
+                series[1]
+            );
+            assert!(!names.contains(&name), "{name} twice");
+            names.push(name);
+        }
+    }
+}

@@ -1,0 +1,86 @@
+//! What a scheduling plugin is: three traits, each called once per request for all candidates
+//! together.
+//!
+//! Candidates are positions in the snapshot. Working on the batch lets a scorer normalise over the
+//! candidates, as the field's min-max scorers do, and costs one virtual call a plugin instead of
+//! one an endpoint.
+
+use std::fmt::Debug;
+use std::sync::Arc;
+
+use smallvec::SmallVec;
+
+use super::subset::SubsetEntry;
+use crate::fleet::{Endpoint, Live, Matches, Snapshot};
+
+/// What the scheduler has to know about a request.
+#[derive(Clone, Copy, Debug)]
+pub struct Request<'a> {
+    /// The model that was asked for.
+    pub model: &'a str,
+    /// Length of the prompt in tokens; 0 where it is unknown.
+    pub prompt_tokens: u32,
+    /// Which endpoints hold how much of the prompt.
+    pub matches: &'a Matches,
+    /// The proxy's subset hint; `None` = the whole pool, an empty list = nothing is eligible.
+    pub subset: Option<&'a [SubsetEntry]>,
+    /// Seed of every random choice made for this request.
+    pub tie_seed: u64,
+}
+
+/// The inputs of one decision.
+#[derive(Clone, Copy, Debug)]
+pub struct Context<'a> {
+    pub snapshot: &'a Snapshot,
+    pub request: &'a Request<'a>,
+    /// Milliseconds of epp's monotonic clock, the one that stamps the snapshot.
+    pub now_ms: u64,
+}
+
+impl<'a> Context<'a> {
+    /// The member at a snapshot position. Positions come from the candidates, which are within the
+    /// snapshot.
+    pub fn member(&self, position: usize) -> &'a Arc<Endpoint> {
+        &self.snapshot.members[position]
+    }
+
+    /// The signals at a snapshot position.
+    pub fn live(&self, position: usize) -> &'a Live {
+        &self.snapshot.live[position]
+    }
+}
+
+/// Narrows the candidates.
+pub trait Filter: Send + Sync + Debug {
+    /// The field's plugin type name.
+    fn type_name(&self) -> &'static str;
+    /// Removes candidates, keeping the order of the rest.
+    fn filter(&self, context: &Context<'_>, candidates: &mut Vec<usize>);
+}
+
+/// Rates each candidate from 0, worst, to 1, best.
+pub trait Scorer: Send + Sync + Debug {
+    /// The field's plugin type name.
+    fn type_name(&self) -> &'static str;
+    /// Writes one value per candidate, in their order. `scores` has their length; values outside 0
+    /// to 1 are clamped by the caller, and what is not a number counts as 0.
+    fn score(&self, context: &Context<'_>, candidates: &[usize], scores: &mut [f32]);
+}
+
+/// Chooses among scored candidates.
+pub trait Picker: Send + Sync + Debug {
+    /// The field's plugin type name.
+    fn type_name(&self) -> &'static str;
+    /// How many endpoints this picker is configured to return.
+    fn endpoints(&self) -> usize;
+    /// Appends up to `count` distinct candidates to `chosen`, best first, and says why the first
+    /// one won. `totals` are in the order of `candidates`, which is not empty.
+    fn pick(
+        &self,
+        context: &Context<'_>,
+        candidates: &[usize],
+        totals: &[f32],
+        count: usize,
+        chosen: &mut SmallVec<[usize; 4]>,
+    ) -> &'static str;
+}

@@ -1,0 +1,15 @@
+//! Scorers: each rates the candidates from 0 to 1 by one criterion.
+
+pub mod kv_cache_utilization;
+mod min_max;
+pub mod prefix_cache;
+pub mod queue;
+pub mod running_requests;
+
+pub use kv_cache_utilization::KvCacheUtilizationScorer;
+pub use prefix_cache::PrefixCacheScorer;
+pub use queue::QueueScorer;
+pub use running_requests::RunningRequestsScorer;
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,117 @@
+//! `prefix-cache-scorer`: the share of the prompt that the endpoint already holds.
+//!
+//! ```text
+//! score = (1 - matchLengthWeight) * matched / total
+//!       +      matchLengthWeight  * min(1, matched / matchLengthScaleTokens)²
+//! ```
+//!
+//! `total` counts whole blocks of the prompt only, as the field does: the last partial block can
+//! never be cached, so a prompt whose every whole block is held scores 1. The second term is off by
+//! default; it lets a long match win over an equally complete short one, squared because
+//! attention's cost grows with the square of the length.
+
+use serde::Deserialize;
+
+use super::super::plugin::{Context, Scorer};
+
+/// The plugin's type name.
+pub const TYPE_NAME: &str = "prefix-cache-scorer";
+
+/// The field's parameters.
+#[derive(Clone, PartialEq, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default, rename_all = "camelCase")]
+pub struct Parameters {
+    /// Share of the length term, 0 to 1.
+    pub match_length_weight: f32,
+    /// Tokens at which the length term reaches 1.
+    pub match_length_scale_tokens: u32,
+    /// Which data producer to read. There is one index, so any name is accepted and means it.
+    pub prefix_match_info_producer_name: String,
+}
+
+impl Default for Parameters {
+    fn default() -> Self {
+        Self {
+            match_length_weight: 0.0,
+            match_length_scale_tokens: 8192,
+            prefix_match_info_producer_name: String::new(),
+        }
+    }
+}
+
+/// Parameters out of range.
+#[derive(Clone, PartialEq, Debug, thiserror::Error)]
+pub enum ParametersError {
+    #[error("matchLengthWeight must be between 0 and 1, not {0}")]
+    MatchLengthWeight(f32),
+    #[error("matchLengthScaleTokens must be more than 0")]
+    MatchLengthScaleTokens,
+}
+
+/// See the module.
+#[derive(Clone, Copy, Debug)]
+pub struct PrefixCacheScorer {
+    match_length_weight: f32,
+    match_length_scale_tokens: u32,
+}
+
+impl Default for PrefixCacheScorer {
+    fn default() -> Self {
+        let parameters = Parameters::default();
+        Self {
+            match_length_weight: parameters.match_length_weight,
+            match_length_scale_tokens: parameters.match_length_scale_tokens,
+        }
+    }
+}
+
+impl TryFrom<Parameters> for PrefixCacheScorer {
+    type Error = ParametersError;
+
+    fn try_from(parameters: Parameters) -> Result<Self, ParametersError> {
+        let weight = parameters.match_length_weight;
+        if !(0.0..=1.0).contains(&weight) {
+            return Err(ParametersError::MatchLengthWeight(weight));
+        }
+        if parameters.match_length_scale_tokens == 0 {
+            return Err(ParametersError::MatchLengthScaleTokens);
+        }
+        Ok(Self {
+            match_length_weight: weight,
+            match_length_scale_tokens: parameters.match_length_scale_tokens,
+        })
+    }
+}
+
+impl Scorer for PrefixCacheScorer {
+    fn type_name(&self) -> &'static str {
+        TYPE_NAME
+    }
+
+    fn score(&self, context: &Context<'_>, candidates: &[usize], scores: &mut [f32]) {
+        for (at, score) in candidates.iter().zip(scores) {
+            let member = context.member(*at);
+            let matched = context.request.matches.tokens(member.id, member.generation);
+            let total = whole_blocks(context.request.prompt_tokens, context.live(*at).block_size);
+            *score = self.value(matched, total);
+        }
+    }
+}
+
+impl PrefixCacheScorer {
+    fn value(self, matched: u32, total: u32) -> f32 {
+        if total == 0 {
+            return 0.0;
+        }
+        let share = (f64::from(matched) / f64::from(total)) as f32;
+        let length =
+            (f64::from(matched) / f64::from(self.match_length_scale_tokens)).min(1.0) as f32;
+        let weight = self.match_length_weight;
+        (1.0 - weight) * share.min(1.0) + weight * length * length
+    }
+}
+
+/// Prompt tokens in whole blocks; all of them where the block size is unknown.
+fn whole_blocks(prompt_tokens: u32, block_size: u32) -> u32 {
+    prompt_tokens - prompt_tokens.checked_rem(block_size).unwrap_or(0)
+}

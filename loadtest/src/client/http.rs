@@ -1,0 +1,105 @@
+//! A small HTTP/1.1 client: one request, one answer held in memory.
+//!
+//! For what surrounds a measurement: readiness, admin calls, metrics pages. Streams are read by
+//! [`ChatClient`](super::ChatClient), which shares the connections.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use bytes::Bytes;
+use http::{HeaderMap, Method, Request, StatusCode, header};
+use http_body_util::{BodyExt, Full, Limited};
+use hyper::body::Incoming;
+use hyper_util::client::legacy::Client;
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::rt::{TokioExecutor, TokioTimer};
+
+/// The longest answer that is kept in memory. A longer one is an error.
+const ANSWER_BYTES_MAX: usize = 16 << 20;
+/// An idle connection is closed after this time, well before a server would do it under us.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// A pool of connections. Clones share it.
+#[derive(Clone, Debug)]
+pub struct HttpClient {
+    client: Client<HttpConnector, Full<Bytes>>,
+}
+
+/// What came back, whatever its status.
+#[derive(Clone, Debug)]
+pub struct HttpReply {
+    pub status: StatusCode,
+    pub headers: HeaderMap,
+    pub body: Bytes,
+}
+
+impl HttpReply {
+    /// The body as text; bytes that are not UTF-8 are replaced.
+    pub fn text(&self) -> String {
+        String::from_utf8_lossy(&self.body).into_owned()
+    }
+}
+
+impl Default for HttpClient {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl HttpClient {
+    pub fn new() -> Self {
+        let mut connector = HttpConnector::new();
+        connector.set_nodelay(true);
+        let client = Client::builder(TokioExecutor::new())
+            .pool_timer(TokioTimer::new())
+            .pool_idle_timeout(IDLE_TIMEOUT)
+            .build(connector);
+        Self { client }
+    }
+
+    /// `GET url`, all of it within `timeout`.
+    pub async fn get(&self, url: &str, timeout: Duration) -> Result<HttpReply> {
+        self.send(Method::GET, url, None, timeout).await
+    }
+
+    /// `POST url` with a JSON body, all of it within `timeout`.
+    pub async fn post(&self, url: &str, json: &str, timeout: Duration) -> Result<HttpReply> {
+        self.send(Method::POST, url, Some(json), timeout).await
+    }
+
+    async fn send(
+        &self,
+        method: Method,
+        url: &str,
+        json: Option<&str>,
+        timeout: Duration,
+    ) -> Result<HttpReply> {
+        let mut request = Request::builder().method(&method).uri(url);
+        if json.is_some() {
+            request = request.header(header::CONTENT_TYPE, "application/json");
+        }
+        let body = Full::new(Bytes::copy_from_slice(json.unwrap_or_default().as_bytes()));
+        let request = request
+            .body(body)
+            .with_context(|| format!("bad URL {url}"))?;
+        let exchange = async {
+            let (head, body) = self.request(request).await?.into_parts();
+            let body = Limited::new(body, ANSWER_BYTES_MAX).collect().await;
+            let body = body.map_err(|error| anyhow::anyhow!("answer broke off: {error}"))?;
+            Ok(HttpReply {
+                status: head.status,
+                headers: head.headers,
+                body: body.to_bytes(),
+            })
+        };
+        tokio::time::timeout(timeout, exchange)
+            .await
+            .unwrap_or_else(|_| Err(anyhow::anyhow!("no answer within {timeout:?}")))
+            .with_context(|| format!("{method} {url}"))
+    }
+
+    /// Sends `request` and returns when the response's head is there; its body is the caller's to read.
+    pub async fn request(&self, request: Request<Full<Bytes>>) -> Result<http::Response<Incoming>> {
+        Ok(self.client.request(request).await?)
+    }
+}

@@ -1,0 +1,8 @@
+//! HTTP as the load generator and the tests speak it: plain requests, and chats whose tokens are timed.
+
+mod chat;
+mod http;
+pub mod sse;
+
+pub use chat::{Answer, ChatClient, ChatOptions, Message, Role, SERVED_BY};
+pub use http::{HttpClient, HttpReply};

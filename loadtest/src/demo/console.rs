@@ -1,0 +1,86 @@
+//! What the demo prints on standard output: one numbered line a part, then text.
+
+use std::io::Write;
+use std::sync::{Mutex, PoisonError};
+use std::time::Instant;
+
+use crate::stack::Progress;
+
+/// Numbers the parts and times them.
+#[derive(Debug)]
+pub(super) struct Console {
+    steps: usize,
+    state: Mutex<State>,
+}
+
+#[derive(Debug)]
+struct State {
+    step: usize,
+    began: Instant,
+    /// The part's line has no end yet.
+    open: bool,
+}
+
+impl Console {
+    pub(super) fn new(steps: usize) -> Self {
+        let state = State {
+            step: 0,
+            began: Instant::now(),
+            open: false,
+        };
+        Self {
+            steps,
+            state: Mutex::new(state),
+        }
+    }
+
+    /// Like [`Progress::begin`], for a part that prints lines of its own.
+    pub(super) fn begin_block(&self, part: &str) {
+        self.start(part, false);
+    }
+
+    /// Prints a line of its own.
+    pub(super) fn line(&self, text: &str) {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = if std::mem::take(&mut state.open) {
+            "\n"
+        } else {
+            ""
+        };
+        print(&format!("{before}{text}\n"));
+    }
+
+    fn start(&self, part: &str, open: bool) {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        state.step += 1;
+        state.began = Instant::now();
+        state.open = open;
+        let end = if open { "" } else { "\n" };
+        print(&format!("[{}/{}] {part} …{end}", state.step, self.steps));
+    }
+}
+
+impl Progress for Console {
+    fn begin(&self, part: &str) {
+        self.start(part, true);
+    }
+
+    fn ready(&self) {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let indent = if std::mem::take(&mut state.open) {
+            " "
+        } else {
+            "      "
+        };
+        print(&format!(
+            "{indent}ready in {:.1} s\n",
+            state.began.elapsed().as_secs_f64()
+        ));
+    }
+}
+
+/// A reader that has gone (`cargo demo | head`) must not stop the demo from cleaning up.
+fn print(text: &str) {
+    let mut out = std::io::stdout().lock();
+    let _printed = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+}

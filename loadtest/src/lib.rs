@@ -1,0 +1,15 @@
+//! Starts the whole stack on one machine, drives it and measures it: stack → chats → client → demo.
+//!
+//! - [`stack`]: real Envoy, epp and workers as child processes, in a few lines. The demo and the end-to-end tests
+//!   start the same one, so what the tests hold is what the demo shows.
+//! - [`chats`]: the conversations that are sent; deterministic, so that two runs send the same.
+//! - [`client`]: a streaming OpenAI client that takes the times where a user would feel them.
+//! - [`demo`]: `cargo demo`, the same chats with round robin and with epp, side by side.
+//!
+//! The client reads JSON with its own small types and not with those of `pointsman-proto`: what measures a server
+//! must not share its mistakes.
+
+pub mod chats;
+pub mod client;
+pub mod demo;
+pub mod stack;

@@ -1,0 +1,66 @@
+//! Flags → command → run; nothing else.
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use pointsman_loadtest::demo;
+
+/// Starts the Pointsman stack on this machine and measures it.
+#[derive(Debug, Parser)]
+#[command(version)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// The whole stack on this machine: Envoy, three workers, epp. Compares epp with round robin.
+    Demo(demo::DemoOptions),
+}
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    let arguments = Arguments::parse_from(without_separator(std::env::args().collect()));
+    match arguments.command {
+        Command::Demo(options) => demo::run(options).await,
+    }
+}
+
+/// Drops the `--` of `cargo demo -- --check`.
+///
+/// The alias `demo` ends in `-- demo`, so what cargo passes on is `demo -- --check`. People write the second `--`
+/// because every other cargo command wants one before the program's own flags; to clap it would mean that no flag
+/// follows.
+fn without_separator(mut arguments: Vec<String>) -> Vec<String> {
+    if arguments.get(2).is_some_and(|argument| argument == "--") {
+        arguments.remove(2);
+    }
+    arguments
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parsed_check(arguments: &[&str]) -> bool {
+        let arguments = arguments.iter().map(ToString::to_string).collect();
+        let parsed = Arguments::try_parse_from(without_separator(arguments)).unwrap();
+        let Command::Demo(options) = parsed.command;
+        options.check
+    }
+
+    #[test]
+    fn the_flag_is_read_with_and_without_the_separator() {
+        assert!(parsed_check(&["loadtest", "demo", "--", "--check"]));
+        assert!(parsed_check(&["loadtest", "demo", "--check"]));
+        assert!(!parsed_check(&["loadtest", "demo"]));
+        assert!(!parsed_check(&["loadtest", "demo", "--"]));
+    }
+
+    #[test]
+    fn flags_are_consistent() {
+        use clap::CommandFactory;
+        Arguments::command().debug_assert();
+    }
+}

@@ -1,0 +1,185 @@
+//! The Envoy configurations of the folder `envoy/`, and what fills their placeholders.
+//!
+//! The texts are compiled in, so a binary and its templates always fit. Values are typed here and become text in one
+//! place: no caller can hand in something that changes the structure of the YAML.
+
+use std::net::SocketAddr;
+use std::path::Path;
+
+use anyhow::{Context, Result};
+
+use super::render::render;
+
+/// Which gateway.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Template {
+    /// epp picks an ordered list of endpoints, and Envoy reports which one served.
+    OverrideHost,
+    /// epp picks one address in a header, as other gateways configure it.
+    OriginalDst,
+    /// No epp: each worker in turn.
+    RoundRobin,
+}
+
+/// What a gateway is told. Parts that a template does not know are left out for it.
+#[derive(Clone, Debug)]
+pub struct TemplateValues<'a> {
+    pub listener_port: u16,
+    pub admin_port: u16,
+    pub epp: SocketAddr,
+    pub workers: &'a [SocketAddr],
+    /// `failure_mode_allow`: serve on while epp is down.
+    pub fail_open: bool,
+    /// Where the JSON access log goes; created by Envoy.
+    pub access_log: &'a Path,
+}
+
+impl Template {
+    pub const ALL: [Template; 3] = [
+        Template::OverrideHost,
+        Template::OriginalDst,
+        Template::RoundRobin,
+    ];
+
+    /// The file's name in `envoy/`, without its ending.
+    pub fn name(self) -> &'static str {
+        match self {
+            Template::OverrideHost => "override-host",
+            Template::OriginalDst => "original-dst",
+            Template::RoundRobin => "round-robin",
+        }
+    }
+
+    /// Whether requests pass epp.
+    pub fn uses_epp(self) -> bool {
+        self != Template::RoundRobin
+    }
+
+    /// Whether Envoy itself knows (and health-checks) the workers.
+    pub fn knows_workers(self) -> bool {
+        self != Template::OriginalDst
+    }
+
+    /// A complete Envoy configuration.
+    pub fn render(self, values: &TemplateValues<'_>) -> Result<String> {
+        let path = values
+            .access_log
+            .to_str()
+            .context("the access log's path is not UTF-8")?;
+        // A JSON string is a YAML string, whatever characters it has.
+        let path = serde_json::to_string(path)?;
+        let mut filled = vec![
+            ("listener_port", values.listener_port.to_string()),
+            ("admin_port", values.admin_port.to_string()),
+            ("access_log_path", path),
+        ];
+        if self.uses_epp() {
+            filled.push(("epp_host", values.epp.ip().to_string()));
+            filled.push(("epp_port", values.epp.port().to_string()));
+            filled.push(("failure_mode_allow", values.fail_open.to_string()));
+        }
+        if self.knows_workers() {
+            filled.push(("workers", worker_lines(values.workers)));
+        }
+        render(self.text(), &filled).with_context(|| format!("envoy/{}.yaml", self.name()))
+    }
+
+    fn text(self) -> &'static str {
+        match self {
+            Template::OverrideHost => include_str!("../../../envoy/override-host.yaml"),
+            Template::OriginalDst => include_str!("../../../envoy/original-dst.yaml"),
+            Template::RoundRobin => include_str!("../../../envoy/round-robin.yaml"),
+        }
+    }
+}
+
+fn worker_lines(workers: &[SocketAddr]) -> String {
+    let lines: Vec<String> = workers
+        .iter()
+        .map(|worker| {
+            let (address, port) = (worker.ip(), worker.port());
+            format!(
+                "- endpoint: {{address: {{socket_address: {{address: \"{address}\", port_value: {port}}}}}}}"
+            )
+        })
+        .collect();
+    // Without a worker the list is empty, which YAML writes as [].
+    if lines.is_empty() {
+        "[]".to_owned()
+    } else {
+        lines.join("\n")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn rendered(template: Template, workers: &[SocketAddr], access_log: &str) -> String {
+        let values = TemplateValues {
+            listener_port: 8080,
+            admin_port: 9901,
+            epp: "[::1]:9002".parse().unwrap(),
+            workers,
+            fail_open: true,
+            access_log: Path::new(access_log),
+        };
+        template.render(&values).unwrap()
+    }
+
+    #[test]
+    fn every_template_renders_and_keeps_no_placeholder() {
+        let workers = [
+            "10.0.0.1:8000".parse().unwrap(),
+            "[fd00::2]:8000".parse().unwrap(),
+        ];
+        for template in Template::ALL {
+            let text = rendered(template, &workers, "/dev/stdout");
+            assert!(!text.contains("{{"), "{template:?}");
+            assert!(text.contains("port_value: 8080"), "{template:?}");
+        }
+    }
+
+    #[test]
+    fn workers_stand_one_a_line() {
+        let workers = [
+            "10.0.0.1:8000".parse().unwrap(),
+            "[fd00::2]:8001".parse().unwrap(),
+        ];
+        let text = rendered(Template::RoundRobin, &workers, "/dev/stdout");
+        let expected = concat!(
+            "        - endpoint: {address: {socket_address: {address: \"10.0.0.1\", port_value: 8000}}}\n",
+            "        - endpoint: {address: {socket_address: {address: \"fd00::2\", port_value: 8001}}}\n",
+        );
+        assert!(text.contains(expected), "{text}");
+    }
+
+    #[test]
+    fn a_strange_path_stays_one_string() {
+        let text = rendered(Template::RoundRobin, &[], "/tmp/a \"b\": {c}");
+        assert!(text.contains(r#"path: "/tmp/a \"b\": {c}" "#), "{text}");
+    }
+
+    /// What a client must never choose for itself, in both templates that let epp route.
+    #[test]
+    fn routing_headers_of_clients_are_removed() {
+        for template in [Template::OverrideHost, Template::OriginalDst] {
+            for header in [
+                "x-gateway-destination-endpoint",
+                "x-gateway-destination-endpoint-subset",
+                "x-gateway-destination-endpoint-served",
+                "x-gateway-destination-endpoint-scores",
+                "x-prefiller-host-port",
+                "x-encoder-hosts-ports",
+                "x-data-parallel-host-port",
+                "x-kv-cache-source-host-port",
+            ] {
+                let line = format!("              - remove: {header}\n");
+                assert!(
+                    template.text().contains(&line),
+                    "{template:?} keeps {header}"
+                );
+            }
+        }
+    }
+}

@@ -1,0 +1,169 @@
+//! KV events: what a worker publishes when blocks enter or leave its prefix cache, and their
+//! msgpack codec.
+//!
+//! A worker sends one ZMQ message of three frames per scheduler step that changed its cache: the
+//! topic, a sequence number as u64 big-endian, and a payload, which is what this module reads and
+//! writes. The payload is vLLM's, in both of its shapes, so that vLLM, SGLang and our own worker
+//! can be watched alike:
+//!
+//! ```text
+//! payload = [timestamp f64 seconds, [event, …], data_parallel_rank uint | nil]
+//!           the rank may be missing
+//!
+//! map form (vLLM since 2026-06; our default): keys in any order, unknown keys ignored
+//!   {"type": "BlockStored", "block_hashes": [hash, …], "parent_block_hash": hash | nil,
+//!    "token_ids": [uint, …], "block_size": uint, "lora_id": nil,
+//!    "medium": "GPU" | "CPU" | "STORAGE", "lora_name": str | nil,
+//!    "extra_keys": [[key, …] | nil, …], "group_idx": uint, "kv_cache_spec_kind": str}
+//!   {"type": "BlockRemoved", "block_hashes": [hash, …], "medium": …, "group_idx": uint}
+//!   {"type": "AllBlocksCleared"}
+//!
+//! array form (older vLLM, SGLang): the same fields by position, trailing ones may be missing
+//!   ["BlockStored", block_hashes, parent_block_hash, token_ids, block_size,
+//!    lora_id?, medium?, lora_name?, extra_keys?, group_idx?, kv_cache_spec_kind?, …]
+//!   ["BlockRemoved", block_hashes, medium?, …]
+//!   ["AllBlocksCleared"]
+//! ```
+//!
+//! A hash is an integer or a byte string; see [`EngineHash`]. One event that is unknown or
+//! malformed is skipped and reported alone, because the events around it still are true. Only a
+//! payload whose msgpack cannot be followed at all is refused as a whole.
+//!
+//! This module does not check that hashes, tokens and block size fit together: a worker may hash
+//! larger or smaller blocks than it allocates, and only the index that consumes the event can say
+//! what it makes of that. It knows neither topics nor sequence numbers.
+
+mod decode;
+mod encode;
+mod reader;
+#[cfg(test)]
+mod tests;
+
+use crate::block_hash::BlockDigest;
+
+pub use decode::{DecodeError, Decoded, Skipped, decode};
+pub use encode::{Form, encode};
+
+/// Payloads above this many bytes are refused unread. A step of 8,192 tokens takes some 40 KiB.
+pub const MAX_PAYLOAD_BYTES: usize = 64 << 20;
+
+/// Batches of more events are refused. It bounds what a payload of tiny malformed events can make
+/// us report.
+pub const MAX_EVENTS: usize = 1 << 20;
+
+/// Deeper nesting of arrays and maps is refused. Real events nest five deep at most.
+pub const MAX_NESTING: usize = 16;
+
+/// An engine's name for one block. It means something only together with the endpoint and the model
+/// it came from.
+///
+/// Integers are taken as they are (a negative one by its 64 bits); of a byte string, the last 8
+/// bytes as a big-endian number, which is what vLLM itself publishes when it is asked for integers.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct EngineHash(pub u64);
+
+impl From<&BlockDigest> for EngineHash {
+    fn from(digest: &BlockDigest) -> Self {
+        Self::of_bytes(digest)
+    }
+}
+
+impl EngineHash {
+    /// The last 8 bytes, big-endian: what came before them is shifted out.
+    fn of_bytes(bytes: &[u8]) -> Self {
+        Self(
+            bytes
+                .iter()
+                .fold(0, |hash, byte| hash << 8 | u64::from(*byte)),
+        )
+    }
+}
+
+/// The kind of memory that holds a block.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
+pub enum Medium {
+    /// The accelerator's own memory; also what an event without a medium means.
+    #[default]
+    Gpu,
+    /// Host memory.
+    Cpu,
+    /// Anything slower: local disk or a remote store.
+    Disk,
+}
+
+impl Medium {
+    /// The name on the wire.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Gpu => "GPU",
+            Self::Cpu => "CPU",
+            Self::Disk => "STORAGE",
+        }
+    }
+
+    /// Reads a name in any case: vLLM's, or SGLang's `CPU_PINNED`, `DISK` and `EXTERNAL`.
+    pub fn parse(name: &str) -> Option<Self> {
+        const NAMES: [(&str, Medium); 6] = [
+            ("GPU", Medium::Gpu),
+            ("CPU", Medium::Cpu),
+            ("CPU_PINNED", Medium::Cpu),
+            ("STORAGE", Medium::Disk),
+            ("DISK", Medium::Disk),
+            ("EXTERNAL", Medium::Disk),
+        ];
+        NAMES
+            .iter()
+            .find(|(known, _)| known.eq_ignore_ascii_case(name))
+            .map(|(_, medium)| *medium)
+    }
+}
+
+/// Consecutive blocks of one prompt entered the cache.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct BlockStored {
+    /// The new blocks, in prompt order.
+    pub block_hashes: Vec<EngineHash>,
+    /// The block before the first of them; none at the start of a prompt.
+    pub parent: Option<EngineHash>,
+    /// Token ids of all the blocks together.
+    pub token_ids: Vec<u32>,
+    /// Tokens per block; never 0 in a decoded event.
+    pub block_size: u32,
+    /// The LoRA adapter the blocks were computed under.
+    pub lora_name: Option<String>,
+    /// Where the blocks lie.
+    pub medium: Medium,
+    /// The cache salt in the first block's hash. Only a prompt's very first block carries one.
+    pub cache_salt: Option<String>,
+}
+
+/// Blocks left the cache.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct BlockRemoved {
+    /// The blocks, in the order of their eviction.
+    pub block_hashes: Vec<EngineHash>,
+    /// Where they lay.
+    pub medium: Medium,
+}
+
+/// One change of a worker's prefix cache.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Event {
+    /// See [`BlockStored`].
+    BlockStored(BlockStored),
+    /// See [`BlockRemoved`].
+    BlockRemoved(BlockRemoved),
+    /// The cache is empty. A worker sends it when it starts, too.
+    AllBlocksCleared,
+}
+
+/// What one scheduler step changed.
+#[derive(Clone, PartialEq, Debug)]
+pub struct EventBatch {
+    /// Unix time of the step in seconds.
+    pub timestamp_s: f64,
+    /// The changes, in the order in which they happened.
+    pub events: Vec<Event>,
+    /// The data-parallel rank that made them.
+    pub data_parallel_rank: Option<u32>,
+}

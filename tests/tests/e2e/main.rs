@@ -1,0 +1,12 @@
+//! End-to-end tests on real parts: Envoy with the shipped templates, epp, workers, and clients of other people.
+//!
+//! One binary, so that it links once. Every test has a stack of its own: what one kills, no other misses, and any of
+//! them runs alone by its name.
+
+mod engine_signals;
+mod failures;
+mod openai_client;
+mod original_dst;
+mod routing;
+mod steering;
+mod streaming;
