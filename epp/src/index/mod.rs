@@ -8,6 +8,7 @@
 //! it, equal keys mean equal prefixes.
 
 mod blocks;
+pub mod chains;
 mod holders;
 mod orphans;
 mod prefix;
