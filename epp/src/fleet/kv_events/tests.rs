@@ -69,6 +69,7 @@ fn batch(hash: u64) -> Bytes {
         lora_name: None,
         medium: Medium::Gpu,
         cache_salt: None,
+        extras: Vec::new(),
     };
     let batch = EventBatch {
         timestamp_s: 1.0,
