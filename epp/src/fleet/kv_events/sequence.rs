@@ -17,7 +17,8 @@
 //! gone from the engine too.
 //!
 //! Without a replay server the rules are weaker: on a new connection the expected number is taken
-//! for the same life, a lower one for a new life, and any jump is a loss.
+//! for the same life, a lower one for a new life, and any jump is a loss. Where a server is known
+//! and does not answer, the same holds until it does; then everything is replayed from scratch.
 
 /// Asking for a replay from the same number this many times in a row ends the asking: what lies
 /// there is not to be had.
@@ -75,6 +76,8 @@ pub struct Sequence {
     same_life: bool,
     /// Whether nothing that can be had is missing from what was handed on.
     complete: bool,
+    /// A batch of the number expected next was taken for the same life, and nobody vouched for it.
+    is_doubtful: bool,
     /// A replay has begun and its first answer must be the batch seen last.
     overlap_due: bool,
     /// The `next` of the last replay asked for, and how often in a row it was that one.
@@ -106,8 +109,8 @@ impl Sequence {
         let goes_back = self.live.is_some_and(|live| sequence <= live);
         self.live = Some(sequence);
         self.same_life &= !goes_back;
-        let is_known = sequence < self.next && self.same_life;
-        if can_replay && sequence != self.next && !is_known {
+        let is_plain = self.same_life && sequence <= self.next;
+        if can_replay && !is_plain {
             return Verdict::Replay;
         }
         self.settle(sequence, fingerprint)
@@ -122,6 +125,8 @@ impl Sequence {
             return Verdict::Take;
         }
         if sequence == self.next {
+            self.is_doubtful |= !self.same_life;
+            self.complete &= !self.is_doubtful;
             self.advance(sequence, fingerprint);
             return Verdict::Take;
         }
@@ -133,6 +138,7 @@ impl Sequence {
             Some(lost) => Void::Lost(lost),
         };
         self.complete = sequence == 0;
+        self.is_doubtful = false;
         self.advance(sequence, fingerprint);
         Verdict::Clear(void)
     }
@@ -174,6 +180,7 @@ impl Sequence {
             if self.may_ask_again() {
                 return Answered::AskAgain;
             }
+            self.is_doubtful = false;
             self.advance(sequence, fingerprint);
             return Answered::Clear(Void::Lost(missing));
         }
@@ -188,7 +195,7 @@ impl Sequence {
             return false;
         }
         self.same_life = true;
-        self.complete = true;
+        self.complete = !self.is_doubtful;
         true
     }
 
@@ -207,6 +214,7 @@ impl Sequence {
 
     /// The batch taken over last emptied the cache, so everything that is held is known.
     pub fn emptied(&mut self) {
+        self.is_doubtful = false;
         self.complete = true;
     }
 
