@@ -76,8 +76,8 @@ pub struct Sequence {
     same_life: bool,
     /// Whether nothing that can be had is missing from what was handed on.
     complete: bool,
-    /// A batch of the number expected next was taken for the same life, and nobody vouched for it.
-    is_doubtful: bool,
+    /// Something is missing, or doubtful, that only a replay from scratch can mend.
+    is_partial: bool,
     /// A replay has begun and its first answer must be the batch seen last.
     overlap_due: bool,
     /// The `next` of the last replay asked for, and how often in a row it was that one.
@@ -120,13 +120,15 @@ impl Sequence {
     pub fn settle(&mut self, sequence: u64, fingerprint: u64) -> Verdict {
         if self.last.is_none() {
             // Nothing was handed on, so there is nothing to clear.
-            self.complete = sequence == 0 || (self.complete && sequence == self.next);
+            self.is_partial |= sequence != self.next;
+            self.complete = !self.is_partial && (self.complete || sequence == 0);
             self.advance(sequence, fingerprint);
             return Verdict::Take;
         }
         if sequence == self.next {
-            self.is_doubtful |= !self.same_life;
-            self.complete &= !self.is_doubtful;
+            // Nobody vouches for it being the same life.
+            self.is_partial |= !self.same_life;
+            self.complete &= !self.is_partial;
             self.advance(sequence, fingerprint);
             return Verdict::Take;
         }
@@ -138,7 +140,7 @@ impl Sequence {
             Some(lost) => Void::Lost(lost),
         };
         self.complete = sequence == 0;
-        self.is_doubtful = false;
+        self.is_partial = sequence != 0;
         self.advance(sequence, fingerprint);
         Verdict::Clear(void)
     }
@@ -180,7 +182,8 @@ impl Sequence {
             if self.may_ask_again() {
                 return Answered::AskAgain;
             }
-            self.is_doubtful = false;
+            // What was missing before is void with the rest.
+            self.is_partial = false;
             self.advance(sequence, fingerprint);
             return Answered::Clear(Void::Lost(missing));
         }
@@ -195,7 +198,7 @@ impl Sequence {
             return false;
         }
         self.same_life = true;
-        self.complete = !self.is_doubtful;
+        self.complete = !self.is_partial;
         true
     }
 
@@ -214,7 +217,7 @@ impl Sequence {
 
     /// The batch taken over last emptied the cache, so everything that is held is known.
     pub fn emptied(&mut self) {
-        self.is_doubtful = false;
+        self.is_partial = false;
         self.complete = true;
     }
 

@@ -52,7 +52,7 @@ fn commands_are_read() {
         &b"\x04\x00"[..],
         b"\x04\x03\x05RE",
         b"\x04\x06\x05READY",
-        b"\x04\x0c\x05READY\x0bSock",
+        b"\x04\x0b\x05READY\x0bSock",
         b"\x04\x16\x05READY\x0bSocket-Type\xff\xff\xff\xff",
     ] {
         assert_eq!(decode(malformed), Err(ZmtpError::Command), "{malformed:?}");
