@@ -26,7 +26,7 @@ const IDLE: Duration = Duration::from_secs(2);
 /// Time of one round.
 const ROUND: Duration = Duration::from_secs(10);
 /// Time for all rounds of one catching up, without the waiting for places.
-const TOTAL: Duration = Duration::from_secs(120);
+const TOTAL: Duration = Duration::from_mins(2);
 /// Wait before a round that follows one which brought nothing.
 const AGAIN: Duration = Duration::from_millis(100);
 /// Engines found to have started over during one catching up; one more ends it.

@@ -104,7 +104,7 @@ pub struct Decoder {
 /// The head of a frame: what its bytes are, and how many.
 struct Head {
     flags: u8,
-    head_bytes: usize,
+    own_bytes: usize,
     body_bytes: u64,
 }
 
@@ -119,10 +119,10 @@ impl Decoder {
                 return Ok(None);
             };
             let body_bytes = self.check(&head)?;
-            if buffer.len() < head.head_bytes + body_bytes {
+            if buffer.len() < head.own_bytes + body_bytes {
                 return Ok(None);
             }
-            buffer.advance(head.head_bytes);
+            buffer.advance(head.own_bytes);
             let body = buffer.split_to(body_bytes).freeze();
             if head.flags & COMMAND != 0 {
                 return command(body).map(Some);
@@ -234,15 +234,12 @@ pub fn check_peer(role: Role, socket_type: &[u8]) -> Result<(), ZmtpError> {
 
 fn frame(flags: u8, body: &[u8]) -> Bytes {
     let mut out = BytesMut::with_capacity(9 + body.len());
-    match u8::try_from(body.len()) {
-        Ok(length) => {
-            out.put_u8(flags);
-            out.put_u8(length);
-        }
-        Err(_) => {
-            out.put_u8(flags | LONG);
-            out.put_u64(body.len() as u64);
-        }
+    if let Ok(length) = u8::try_from(body.len()) {
+        out.put_u8(flags);
+        out.put_u8(length);
+    } else {
+        out.put_u8(flags | LONG);
+        out.put_u64(body.len() as u64);
     }
     out.put_slice(body);
     out.freeze()
@@ -263,9 +260,9 @@ fn head_of(buffer: &[u8]) -> Result<Option<Head>, ZmtpError> {
     } else {
         rest.first().map(|byte| (u64::from(*byte), 2))
     };
-    Ok(length.map(|(body_bytes, head_bytes)| Head {
+    Ok(length.map(|(body_bytes, own_bytes)| Head {
         flags,
-        head_bytes,
+        own_bytes,
         body_bytes,
     }))
 }
