@@ -175,8 +175,38 @@ pub fn render_tokens(stats: &TokensStats, page: &mut String) {
     counter(
         page,
         "pointsman_tokenizer_cache_hits_total",
-        "Prompts whose token ids were remembered.",
+        "Prompts whose token ids were all remembered.",
         stats.cache_hits,
+    );
+    counter(
+        page,
+        "pointsman_tokenizer_pooled_prompts_total",
+        "Prompts with too much unseen text to be encoded where they arrived.",
+        stats.pooled,
+    );
+    counter(
+        page,
+        "pointsman_tokenizer_remembered_bytes_total",
+        "Bytes of text whose token ids were remembered.",
+        stats.remembered_bytes,
+    );
+    counter(
+        page,
+        "pointsman_tokenizer_encoded_bytes_total",
+        "Bytes of text that were encoded.",
+        stats.encoded_bytes,
+    );
+    counter(
+        page,
+        "pointsman_tokenizer_cache_evictions_total",
+        "Pieces of text whose token ids were let go at the cache's bound.",
+        stats.evicted,
+    );
+    gauge(
+        page,
+        "pointsman_tokenizer_cache_bytes",
+        "Bytes of text and token ids that are remembered.",
+        stats.cache_bytes as usize,
     );
 }
 
