@@ -11,6 +11,11 @@
 //! BPE with Llama 3's pattern. Its prompts are texts of the repository, too, so their words are as
 //! likely to be in the vocabulary as a model's own are in its.
 
+#![expect(
+    clippy::print_stdout,
+    reason = "the sizes of the prompts belong to the figures"
+)]
+
 use std::hint::black_box;
 use std::path::Path;
 use std::sync::Arc;
@@ -209,10 +214,10 @@ fn turns(criterion: &mut Criterion) {
             bencher.iter_batched(&mut turn_10, encode, BatchSize::SmallInput);
         });
         group.bench_function("again", |bencher| {
-            bencher.iter(|| runtime.block_on(tokens.encode("", black_box(&known))))
+            bencher.iter(|| runtime.block_on(tokens.encode("", black_box(&known))));
         });
         group.bench_function("render", |bencher| {
-            bencher.iter(|| encoder.render(black_box(conversation)))
+            bencher.iter(|| encoder.render(black_box(conversation)));
         });
         group.finish();
         println!("{:?}", tokens.stats());

@@ -165,6 +165,13 @@ fn byte_level(use_regex: bool, add_prefix_space: bool) -> Value {
     json!({"type": "ByteLevel", "add_prefix_space": add_prefix_space, "trim_offsets": true, "use_regex": use_regex})
 }
 
+fn digits_and_byte_level() -> Value {
+    json!({"type": "Sequence", "pretokenizers": [
+        {"type": "Digits", "individual_digits": true},
+        byte_level(true, false),
+    ]})
+}
+
 fn split(pattern: &str, removed: bool) -> Value {
     let behavior = if removed { "Removed" } else { "Isolated" };
     json!({"type": "Sequence", "pretokenizers": [
@@ -187,7 +194,6 @@ fn byte_level_families() -> Vec<Family> {
         cuts,
     };
     let nfc = json!({"type": "NFC"});
-    let digits = json!({"type": "Sequence", "pretokenizers": [{"type": "Digits", "individual_digits": true}, byte_level(true, false)]});
     let mut rstrip = chat_tokens();
     rstrip.push(special("<rest>").rstrip(true));
     rstrip.push(AddedToken::from("Norm", false).normalized(true));
@@ -202,7 +208,7 @@ fn byte_level_families() -> Vec<Family> {
         family(
             "gpt-2 with digits",
             json!({"type": "NFKC"}),
-            digits,
+            digits_and_byte_level(),
             rstrip.clone(),
             BOTH,
         ),
