@@ -70,7 +70,7 @@ mod tests {
 
     use super::*;
 
-    const LONG: Duration = Duration::from_secs(60);
+    const LONG: Duration = Duration::from_mins(1);
 
     #[tokio::test]
     async fn results_come_back_and_panics_do_not_spread() {
@@ -87,7 +87,7 @@ mod tests {
     #[tokio::test]
     async fn what_is_admitted_is_done_after_its_deadline_and_keeps_its_place_until_then() {
         let pool = Pool::new(1, 1, Duration::ZERO);
-        let (release, held) = mpsc::channel::<()>();
+        let (release, held) = mpsc::sync_channel::<()>(1);
         let (tell, told) = tokio::sync::oneshot::channel();
         assert_eq!(
             pool.run(move || held.recv()).await,
