@@ -22,9 +22,15 @@ pub fn render_index(stats: &IndexStats, page: &mut String) {
     );
     gauge(
         page,
-        "pointsman_prefix_index_keys",
-        "Distinct prefixes in the prefix index.",
-        stats.keys,
+        "pointsman_prefix_index_runs",
+        "Stretches of prompts that the prefix index keeps as one.",
+        stats.runs,
+    );
+    gauge(
+        page,
+        "pointsman_prefix_index_bytes",
+        "Memory of the prefix index.",
+        stats.bytes,
     );
     gauge(
         page,
@@ -222,8 +228,38 @@ pub fn render_tokens(stats: &TokensStats, page: &mut String) {
     counter(
         page,
         "pointsman_tokenizer_cache_hits_total",
-        "Prompts whose token ids were remembered.",
+        "Prompts whose token ids were all remembered.",
         stats.cache_hits,
+    );
+    counter(
+        page,
+        "pointsman_tokenizer_pooled_prompts_total",
+        "Prompts with too much unseen text to be encoded where they arrived.",
+        stats.pooled,
+    );
+    counter(
+        page,
+        "pointsman_tokenizer_remembered_bytes_total",
+        "Bytes of text whose token ids were remembered.",
+        stats.remembered_bytes,
+    );
+    counter(
+        page,
+        "pointsman_tokenizer_encoded_bytes_total",
+        "Bytes of text that were encoded.",
+        stats.encoded_bytes,
+    );
+    counter(
+        page,
+        "pointsman_tokenizer_cache_evictions_total",
+        "Pieces of text whose token ids were let go at the cache's bound.",
+        stats.evicted,
+    );
+    gauge(
+        page,
+        "pointsman_tokenizer_cache_bytes",
+        "Bytes of text and token ids that are remembered.",
+        stats.cache_bytes as usize,
     );
 }
 

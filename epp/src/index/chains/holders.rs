@@ -16,15 +16,6 @@ use crate::fleet::{EndpointId, Generation};
 const FIRST_SEGMENT: u32 = 256;
 const SEGMENTS: usize = 23;
 
-/// Where what is known of a holder comes from.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-pub enum Origin {
-    /// Its engine's own events.
-    Events,
-    /// Our picks: what it will hold if nothing goes otherwise than thought.
-    Picks,
-}
-
 /// What a holder's number stands for: one cache that changes by itself.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct HolderTag {
@@ -32,7 +23,6 @@ pub struct HolderTag {
     pub generation: Generation,
     /// The data-parallel rank, up to 65,535.
     pub rank: u16,
-    pub origin: Origin,
 }
 
 /// See the module.
@@ -48,8 +38,8 @@ pub(super) struct HolderNumbers {
 struct Tag {
     /// Endpoint and generation; 0 = nobody, for generations count from 1.
     identity: AtomicU64,
-    /// Rank and origin. Written before the identity, and only while that is 0.
-    details: AtomicU32,
+    /// Written before the identity, and only while that is 0.
+    rank: AtomicU32,
 }
 
 impl HolderNumbers {
@@ -78,10 +68,7 @@ impl HolderNumbers {
             return None;
         }
         let place = self.made(number)?;
-        let origin = u32::from(tag.origin == Origin::Picks);
-        place
-            .details
-            .store(u32::from(tag.rank) << 1 | origin, Ordering::Relaxed);
+        place.rank.store(u32::from(tag.rank), Ordering::Relaxed);
         let identity = u64::from(tag.endpoint.0) << 32 | u64::from(tag.generation.0);
         place.identity.store(identity, Ordering::Release);
         self.used.fetch_max(number + 1, Ordering::AcqRel);
@@ -96,16 +83,10 @@ impl HolderNumbers {
         if identity == 0 {
             return None;
         }
-        let details = tag.details.load(Ordering::Relaxed);
         Some(HolderTag {
             endpoint: EndpointId((identity >> 32) as u32),
             generation: Generation(identity as u32),
-            rank: (details >> 1) as u16,
-            origin: if details & 1 == 1 {
-                Origin::Picks
-            } else {
-                Origin::Events
-            },
+            rank: tag.rank.load(Ordering::Relaxed) as u16,
         })
     }
 
@@ -133,7 +114,7 @@ impl HolderNumbers {
         let tags = self.segments.get(segment)?.get_or_init(|| {
             let tag = || Tag {
                 identity: AtomicU64::new(0),
-                details: AtomicU32::new(0),
+                rank: AtomicU32::new(0),
             };
             (0..FIRST_SEGMENT << segment).map(|_| tag()).collect()
         });
@@ -159,7 +140,6 @@ mod tests {
             endpoint: EndpointId(endpoint),
             generation: Generation(1),
             rank: 3,
-            origin: Origin::Picks,
         }
     }
 

@@ -41,7 +41,7 @@ use smallvec::SmallVec;
 
 pub use find::Found;
 use holders::HolderNumbers;
-pub use holders::{HolderTag, Origin};
+pub use holders::HolderTag;
 pub use keys::{KeyChain, TokenKeys};
 use names::{Inserted, Names, Place, Removed};
 use shard::{Laid, Shard, Writer};

@@ -13,7 +13,6 @@ fn tag(endpoint: u32) -> HolderTag {
         endpoint: EndpointId(endpoint),
         generation: Generation(1),
         rank: 0,
-        origin: Origin::Events,
     }
 }
 
