@@ -7,10 +7,12 @@
 //! `prefix` maps each key to the endpoints that hold it. Because a key covers everything before
 //! it, equal keys mean equal prefixes.
 
+pub mod approximate;
 mod blocks;
 mod holders;
 mod orphans;
 mod prefix;
+pub mod speculative;
 
 pub use crate::fleet::Matches;
 pub use blocks::Refusal;
