@@ -221,6 +221,12 @@ impl PrefixIndex {
         }
     }
 
+    /// Whether events of this generation of an endpoint have come.
+    pub fn is_followed(&self, id: EndpointId, generation: Generation) -> bool {
+        let slot = self.endpoints.get(&id).map(|slot| Arc::clone(&slot));
+        slot.is_some_and(|slot| slot.lock().generation == generation)
+    }
+
     /// The counts as they are.
     pub fn stats(&self) -> IndexStats {
         let orphans = self

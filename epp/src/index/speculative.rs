@@ -74,16 +74,11 @@ impl Pending {
         }
     }
 
-    /// It came to nothing. False where its response had started, or nothing is known of it any more.
-    pub(super) fn failed(&mut self, number: u64) -> bool {
-        let Some(at) = self.position(number) else {
-            return false;
-        };
-        let was_unstarted = self.picks.get(at).is_some_and(|pick| !pick.is_started);
-        if was_unstarted {
+    /// It came to nothing.
+    pub(super) fn failed(&mut self, number: u64) {
+        if let Some(at) = self.position(number) {
             self.picks.remove(at);
         }
-        was_unstarted
     }
 
     /// Whether the endpoint is sure to hold what this pick used last, whatever events say.
@@ -125,14 +120,13 @@ mod tests {
         assert!(pending.is_promised(1, 100_000 + CONFIRM_MS - 1));
         assert!(!pending.is_promised(1, 100_000 + CONFIRM_MS));
         assert!(!pending.is_unstarted(1));
-        assert!(!pending.failed(1), "it has started");
     }
 
     #[test]
     fn what_came_to_nothing_promises_nothing() {
         let mut pending = Pending::default();
         pending.sent(1, 0);
-        assert!(pending.failed(1) && !pending.failed(1));
+        pending.failed(1);
         assert!(!pending.is_promised(1, 0) && !pending.is_unstarted(1));
     }
 
@@ -171,7 +165,7 @@ mod tests {
                     }
                     _ => {
                         pending.failed(earlier);
-                        plain.retain(|number, pick| *number != earlier || pick.1);
+                        plain.remove(&earlier);
                     }
                 }
                 for number in 0..=number {

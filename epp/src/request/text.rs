@@ -190,7 +190,7 @@ mod tests {
     fn settings(chat: ChatPrompt) -> Vec<u8> {
         let mut bytes = Vec::new();
         write_settings(&Prompt::Chat(chat), &mut |piece| {
-            bytes.extend_from_slice(piece)
+            bytes.extend_from_slice(piece);
         });
         bytes
     }
@@ -199,7 +199,7 @@ mod tests {
         text(&Prompt::Chat(ChatPrompt::new(messages)))
     }
 
-    fn user(content: Value) -> Vec<u8> {
+    fn user(content: &Value) -> Vec<u8> {
         chat(json!([{"role": "user", "content": content}]))
     }
 
@@ -230,8 +230,8 @@ mod tests {
     #[test]
     fn one_text_part_is_its_text() {
         assert_eq!(
-            user(json!("hi")),
-            user(json!([{"type": "text", "text": "hi"}]))
+            user(&json!("hi")),
+            user(&json!([{"type": "text", "text": "hi"}]))
         );
     }
 
@@ -241,14 +241,14 @@ mod tests {
             chat(json!([{"role": "user", "content": "ab"}, {"role": "user", "content": "c"}])),
             chat(json!([{"role": "user", "content": "a"}, {"role": "user", "content": "bc"}])),
             chat(json!([{"role": "usera", "content": "b"}, {"role": "user", "content": "c"}])),
-            user(json!("abc")),
-            user(json!([{"text": "ab"}, {"text": "c"}])),
-            user(json!([{"text": "a"}, {"text": "bc"}])),
-            user(json!([{"type": "image_url", "image_url": {"url": "abc"}}])),
-            user(json!([{"type": "image_url", "image_url": {"url": "abd"}}])),
-            user(json!({"a": "bc"})),
-            user(json!({"ab": "c"})),
-            user(json!([["a"], "bc"])),
+            user(&json!("abc")),
+            user(&json!([{"text": "ab"}, {"text": "c"}])),
+            user(&json!([{"text": "a"}, {"text": "bc"}])),
+            user(&json!([{"type": "image_url", "image_url": {"url": "abc"}}])),
+            user(&json!([{"type": "image_url", "image_url": {"url": "abd"}}])),
+            user(&json!({"a": "bc"})),
+            user(&json!({"ab": "c"})),
+            user(&json!([["a"], "bc"])),
             chat(json!([{"role": "user", "content": "a", "name": "bc"}])),
             chat(json!(["abc"])),
         ];

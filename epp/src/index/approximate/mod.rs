@@ -99,7 +99,7 @@ impl ApproximateIndex {
         self.picks.lock().started(belief, now_ms);
     }
 
-    /// A pick came to nothing, or went to another endpoint. What started stays believed.
+    /// A pick came to nothing: the request was refused, failed or served by another endpoint.
     pub fn failed(&self, belief: &Belief) {
         self.counters.failed_picks.fetch_add(1, Relaxed);
         self.picks.lock().failed(belief);

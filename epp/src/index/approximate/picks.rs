@@ -228,15 +228,14 @@ impl Picks {
         }
     }
 
-    /// A pick came to nothing: what it alone put there is taken back.
+    /// A pick came to nothing: what it put there, and nobody used since, is taken back.
     pub(super) fn failed(&mut self, belief: &Belief) {
         let Some(known) = self.known_mut(belief) else {
             return;
         };
         let holder = known.holder;
-        if known.pending.failed(belief.pick) {
-            self.beliefs.withdraw(holder, belief.pick);
-        }
+        known.pending.failed(belief.pick);
+        self.beliefs.withdraw(holder, belief.pick);
     }
 
     /// A worker said how much of a prompt it had cached.

@@ -35,7 +35,7 @@ pub(super) struct Run {
 #[derive(Debug, Default)]
 pub(super) struct Runs {
     by_first_key: HashMap<RequestKey, Place, FxBuildHasher>,
-    runs: Slab<Run>,
+    slab: Slab<Run>,
     /// Keys of all runs.
     keys: usize,
 }
@@ -59,22 +59,22 @@ impl Run {
 
 impl Runs {
     pub(super) fn get(&self, run: Place) -> &Run {
-        &self.runs[run]
+        &self.slab[run]
     }
 
     pub(super) fn get_mut(&mut self, run: Place) -> &mut Run {
-        &mut self.runs[run]
+        &mut self.slab[run]
     }
 
     /// The run that `keys` begin with, and how many of its blocks they share: at least one.
     pub(super) fn find(&self, keys: &[RequestKey]) -> Option<(Place, u32)> {
         let run = *self.by_first_key.get(keys.first()?)?;
-        Some((run, shared(&self.runs[run].keys, keys)))
+        Some((run, shared(&self.slab[run].keys, keys)))
     }
 
     /// A new run of these keys, which are not empty and whose first one begins no run yet.
     pub(super) fn insert(&mut self, keys: &[RequestKey]) -> Place {
-        let run = self.runs.insert(Run {
+        let run = self.slab.insert(Run {
             keys: keys.to_vec(),
             held: SmallVec::new(),
         });
@@ -88,16 +88,16 @@ impl Runs {
     /// Cuts a run before the block `at`, which is neither its first nor past its last. What follows
     /// becomes a run of its own that nobody holds yet.
     pub(super) fn split(&mut self, run: Place, at: u32) -> Place {
-        let rest = self.runs[run].keys.split_off(at as usize);
+        let rest = self.slab[run].keys.split_off(at as usize);
         self.keys -= rest.len();
-        self.runs[run].keys.shrink_to_fit();
+        self.slab[run].keys.shrink_to_fit();
         self.insert(&rest)
     }
 
     /// Takes a holder off a run, or notes that it holds less of it, and frees the keys that nobody
     /// holds any more.
     pub(super) fn release(&mut self, run: Place, holder: Place, left: u32, most: u32) {
-        let entry = &mut self.runs[run];
+        let entry = &mut self.slab[run];
         if left == 0 {
             entry.held.retain(|held| held.holder != holder);
         }
@@ -110,7 +110,7 @@ impl Runs {
             }
             return;
         }
-        let emptied = self.runs.remove(run);
+        let emptied = self.slab.remove(run);
         if let Some(first) = emptied.keys.first() {
             self.by_first_key.remove(first);
         }
@@ -118,7 +118,7 @@ impl Runs {
 
     /// Runs held now.
     pub(super) fn len(&self) -> usize {
-        self.runs.len()
+        self.slab.len()
     }
 
     /// Distinct blocks held now.
@@ -131,7 +131,7 @@ impl Runs {
         // A slot of the standard map is the pair and one byte of its control array.
         let slot = size_of::<(RequestKey, Place)>() + 1;
         self.by_first_key.capacity() * 8 / 7 * slot
-            + self.runs.bytes()
+            + self.slab.bytes()
             + self.keys * size_of::<RequestKey>()
     }
 }

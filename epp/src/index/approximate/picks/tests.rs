@@ -150,17 +150,18 @@ fn one_odd_report_among_good_ones_costs_nothing() {
 }
 
 #[test]
-fn a_failed_pick_is_taken_back_and_a_started_one_stays() {
+fn a_failed_pick_is_taken_back_as_far_as_nobody_used_it_since() {
     let mut picks = Picks::new(PickLimits::default());
     served(&mut picks, &prompt(1, 10), 1000, 0);
     let failed = picks.record(ID, FIRST, &live(1000), &prompt(1, 30), 0);
+    picks.started(&failed, 0);
     assert_eq!(held(&picks, &prompt(1, 30)), 30);
+    let used = picks.record(ID, FIRST, &live(1000), &prompt(1, 20), 0);
     picks.failed(&failed);
-    assert_eq!(held(&picks, &prompt(1, 30)), 10);
-    let cut = picks.record(ID, FIRST, &live(1000), &prompt(1, 30), 0);
-    picks.started(&cut, 0);
-    picks.failed(&cut);
-    assert_eq!(held(&picks, &prompt(1, 30)), 30);
+    assert_eq!(held(&picks, &prompt(1, 30)), 20);
+    assert_eq!(promised(&picks, &prompt(1, 30), 0), 20);
+    picks.failed(&used);
+    assert_eq!(promised(&picks, &prompt(1, 30), 0), 0);
 }
 
 #[test]
