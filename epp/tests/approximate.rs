@@ -240,7 +240,7 @@ async fn what_failed_or_went_elsewhere_is_not_believed() {
     for end in ends {
         let (mut exchange, _) = pool.sent(&chat(5), Some(FIRST)).await;
         exchange.first_byte();
-        assert_eq!(pool.drawn_to(&chat(5)).await, FIRST, "while it runs");
+        assert!(pool.believed_blocks() > 0, "while it runs");
         exchange.finish(&end);
         assert_eq!(pool.believed_blocks(), 0, "{end:?}");
     }

@@ -95,17 +95,6 @@ pub struct PickStats {
     pub bytes: usize,
 }
 
-/// A found match of one endpoint.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) struct Found {
-    pub(super) endpoint: EndpointId,
-    pub(super) generation: Generation,
-    /// Leading blocks.
-    pub(super) blocks: u32,
-    /// Whether a pending pick makes the endpoint sure to hold them.
-    pub(super) is_promised: bool,
-}
-
 /// See the module.
 #[derive(Debug)]
 pub(super) struct Picks {
@@ -167,17 +156,26 @@ impl Picks {
         }
     }
 
-    /// Shows what each endpoint is believed to hold of a prompt; an endpoint may come several times.
-    pub(super) fn find(&self, keys: &[RequestKey], now_ms: u64, found: &mut impl FnMut(Found)) {
+    /// Shows the leading blocks of a prompt that each endpoint is believed to hold; an endpoint may
+    /// come several times, the most blocks last. Of one whose events are followed only those count
+    /// that pending picks promise.
+    pub(super) fn find(
+        &self,
+        keys: &[RequestKey],
+        now_ms: u64,
+        is_followed: impl Fn(EndpointId, Generation) -> bool,
+        mut found: impl FnMut(EndpointId, Generation, u32),
+    ) {
         self.beliefs.find(keys, &mut |endpoint, generation, step| {
-            let pending = self.known(endpoint, generation).map(|known| &known.pending);
-            found(Found {
-                endpoint,
-                generation,
-                blocks: step.blocks,
-                is_promised: pending
-                    .is_some_and(|pending| pending.is_promised(step.touched, now_ms)),
-            });
+            // Who put it there counts as well as who used it last: the last one may have failed.
+            let is_promised = || {
+                let pending = &self.known(endpoint, generation)?.pending;
+                let mut picks = [step.touched, step.created].into_iter();
+                Some(picks.any(|pick| pending.is_promised(pick, now_ms)))
+            };
+            if !is_followed(endpoint, generation) || is_promised().unwrap_or(false) {
+                found(endpoint, generation, step.blocks);
+            }
         });
     }
 

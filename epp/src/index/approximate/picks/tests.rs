@@ -25,19 +25,15 @@ fn prompt(topic: u64, blocks: u32) -> Vec<RequestKey> {
 }
 
 fn held(picks: &Picks, keys: &[RequestKey]) -> u32 {
-    let mut blocks = 0;
-    picks.find(keys, 0, &mut |found| blocks = blocks.max(found.blocks));
-    blocks
+    let mut most = 0;
+    picks.find(keys, 0, |_, _| false, |_, _, blocks| most = blocks);
+    most
 }
 
 fn promised(picks: &Picks, keys: &[RequestKey], now_ms: u64) -> u32 {
-    let mut blocks = 0;
-    picks.find(keys, now_ms, &mut |found| {
-        if found.is_promised {
-            blocks = blocks.max(found.blocks);
-        }
-    });
-    blocks
+    let mut most = 0;
+    picks.find(keys, now_ms, |_, _| true, |_, _, blocks| most = blocks);
+    most
 }
 
 fn cached(prompt_blocks: usize, cached_blocks: u32) -> Reported {
@@ -159,9 +155,9 @@ fn a_failed_pick_is_taken_back_as_far_as_nobody_used_it_since() {
     let used = picks.record(ID, FIRST, &live(1000), &prompt(1, 20), 0);
     picks.failed(&failed);
     assert_eq!(held(&picks, &prompt(1, 30)), 20);
-    assert_eq!(promised(&picks, &prompt(1, 30), 0), 20);
+    assert_eq!(promised(&picks, &prompt(1, 30), 9_000), 20);
     picks.failed(&used);
-    assert_eq!(promised(&picks, &prompt(1, 30), 0), 0);
+    assert_eq!(promised(&picks, &prompt(1, 30), 9_000), 0);
 }
 
 #[test]
@@ -175,6 +171,16 @@ fn a_pick_is_promised_until_it_should_be_confirmed() {
     assert_eq!(promised(&picks, &keys, 9_000 + CONFIRM_MS - 1), 10);
     assert_eq!(promised(&picks, &keys, 9_000 + CONFIRM_MS), 0);
     assert_eq!(held(&picks, &keys), 10, "it is still believed");
+}
+
+#[test]
+fn a_promise_outlives_a_later_pick_that_failed() {
+    let mut picks = Picks::new(PickLimits::default());
+    let keys = prompt(1, 10);
+    picks.record(ID, FIRST, &live(1000), &keys, 0);
+    let failed = picks.record(ID, FIRST, &live(1000), &prompt(1, 20), 0);
+    picks.failed(&failed);
+    assert_eq!(promised(&picks, &prompt(1, 20), 1_000), 10);
 }
 
 #[test]
