@@ -9,6 +9,7 @@
 
 pub mod approximate;
 mod blocks;
+pub mod chains;
 mod holders;
 mod orphans;
 mod prefix;

@@ -22,7 +22,7 @@ use smallvec::SmallVec;
 
 use super::blocks::{EndpointBlocks, Ledger, Refusal, Stored, check_shape};
 use super::holders::{Holder, Holders};
-use crate::fleet::kv_events::BlockSink;
+use crate::fleet::kv_events::{BlockSink, EventSource};
 use crate::fleet::{EndpointId, Generation, Matches};
 
 /// Distinct block sizes of one index. Each costs a lookup one hash. Events of further sizes are
@@ -368,12 +368,18 @@ impl PrefixIndex {
 }
 
 impl BlockSink for PrefixIndex {
-    fn apply(&self, source: (EndpointId, Generation), model: &str, event: &Event) {
-        PrefixIndex::apply(self, source, model, event);
+    fn apply(&self, source: EventSource, model: &str, event: &Event) {
+        PrefixIndex::apply(self, (source.endpoint, source.generation), model, event);
     }
 
-    fn clear(&self, id: EndpointId, generation: Generation) {
-        PrefixIndex::clear(self, id, generation);
+    fn followed(&self, _: EventSource) {}
+
+    fn clear(&self, source: EventSource) {
+        PrefixIndex::clear(self, source.endpoint, source.generation);
+    }
+
+    fn forget(&self, endpoint: EndpointId, generation: Generation) {
+        PrefixIndex::clear(self, endpoint, generation);
     }
 }
 

@@ -26,6 +26,7 @@ fn stored(hashes: &[u64], parent: Option<u64>, tokens: &[u32], block_size: u32) 
         lora_name: None,
         medium: Medium::Gpu,
         cache_salt: None,
+        extras: Vec::new(),
     }
 }
 
