@@ -19,6 +19,7 @@ use pointsman_epp::fleet::pace::Intervals;
 use pointsman_epp::fleet::scrape::Scraper;
 use pointsman_epp::fleet::{EndpointSpec, Fleet, NowMs, Snapshot};
 use pointsman_epp::flow::UtilizationDetector;
+use pointsman_epp::index::approximate::{ApproximateIndex, PickLimits};
 use pointsman_epp::index::{IndexLimits, PrefixIndex};
 use pointsman_epp::observe::{Metrics, logging, page, pool};
 use pointsman_epp::pipeline::page as rooms;
@@ -82,6 +83,7 @@ async fn serve(settings: Settings, endpoints: Vec<EndpointSpec>) -> anyhow::Resu
     let clock = Clock::monotonic();
     let fleet = Fleet::new();
     let index = Arc::new(PrefixIndex::new(IndexLimits::default()));
+    let approximate = Arc::new(ApproximateIndex::new(PickLimits::default()));
     let metrics = Arc::new(Metrics::new());
     let tokens = load_tokenizers(&settings)?;
     let now: NowMs = Arc::new({
@@ -102,6 +104,7 @@ async fn serve(settings: Settings, endpoints: Vec<EndpointSpec>) -> anyhow::Resu
     let pipeline = Pipeline::new(Parts {
         fleet: Arc::clone(&fleet),
         index,
+        approximate: Arc::clone(&approximate),
         tokens,
         profile: Profile::field_default().with_fallback_endpoints(settings.fallback_endpoints),
         detector: detector(&settings),
@@ -116,6 +119,7 @@ async fn serve(settings: Settings, endpoints: Vec<EndpointSpec>) -> anyhow::Resu
     let appendix = appendix(&pipeline, &scraper, &kv_events);
     tasks.spawn(scraper.run());
     tasks.spawn(kv_events.run());
+    tasks.spawn(approximate.follow(Arc::clone(&fleet)));
     discover(&settings.endpoints, endpoints, &fleet, &mut tasks)?;
     health.set_ready(true).await;
     serve_ports(&settings, pipeline, appendix, &health).await
@@ -255,6 +259,8 @@ fn appendix(pipeline: &Pipeline, scraper: &Scraper, kv_events: &KvEvents) -> pag
         parts.fleet.snapshot_into(&mut snapshot);
         pool::render(POOL_NAME, &snapshot, text);
         rooms::render_index(&parts.index.stats(), text);
+        let approximate = &parts.approximate;
+        rooms::render_approximate(&approximate.stats(), approximate.counters(), text);
         rooms::render_kv_events(&events, text);
         rooms::render_scrapes(&scrapes, text);
         rooms::render_tokens(&parts.tokens.stats(), text);

@@ -2,14 +2,15 @@
 //!
 //! `request` reads the body, `tokens` turns the prompt into ids, `index` says who holds its prefix,
 //! `flow` admits it, `schedule` picks, and `fleet` counts it against the pick until its response
-//! has gone by. Each step that can fail without harm does so by name: no token ids means no prefix
-//! lookup, which is counted, and the pick goes by load.
+//! has gone by. Each step that can fail without harm does so by name: without token ids, which is
+//! counted, the prompt's text is looked up among earlier picks instead.
 //!
 //! Everything that grows with the fleet lives in buffers of the runtime's threads, so that a
 //! request allocates nothing proportional to it.
 
 mod explain;
 pub mod page;
+mod prefix;
 
 use std::borrow::Cow;
 use std::cell::RefCell;
@@ -18,24 +19,22 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use metrics::Gauge;
-use pointsman_proto::block_hash::KeyScope;
 use pointsman_proto::headers;
 use tracing::{Level, debug, enabled};
 
 use self::explain::explain;
+use self::prefix::{Expectation, PrefixScratch};
 use crate::clock::Clock;
 use crate::ext_proc::{Decider, Destination, End, Exchange, Intake, Outcome, Refusal};
-use crate::fleet::{Endpoint, Fleet, Lease, Matches, Snapshot};
+use crate::fleet::{Endpoint, Fleet, Lease, Live, Snapshot};
 use crate::flow::{self, UtilizationDetector};
-use crate::index::{IndexScratch, PrefixIndex};
+use crate::index::PrefixIndex;
+use crate::index::approximate::ApproximateIndex;
 use crate::observe::Metrics;
 use crate::observe::metrics::OfModel;
 use crate::request::{self, InferenceRequest, ParseError};
 use crate::schedule::{self, Decision, NoEndpoint, Profile, SubsetEntry};
 use crate::tokens::Tokens;
-
-/// Prompts whose ids are unknown are counted at this many bytes a token, the field's own estimate.
-const BYTES_PER_TOKEN: usize = 4;
 
 /// Priorities come with objectives, which need Kubernetes; without them every request has the
 /// field's default.
@@ -46,6 +45,7 @@ const DEFAULT_PRIORITY: i32 = 0;
 pub struct Parts {
     pub fleet: Arc<Fleet>,
     pub index: Arc<PrefixIndex>,
+    pub approximate: Arc<ApproximateIndex>,
     pub tokens: Tokens,
     pub profile: Profile,
     pub detector: UtilizationDetector,
@@ -79,7 +79,6 @@ pub struct InFlight {
     request: InferenceRequest,
     request_id: String,
     subset: Option<Vec<SubsetEntry>>,
-    body_bytes: usize,
     tie_seed: u64,
     begun_us: u64,
     model: Arc<OfModel>,
@@ -90,6 +89,7 @@ pub struct InFlight {
 #[derive(Debug)]
 struct Picked {
     endpoint: Arc<Endpoint>,
+    expectation: Expectation,
     _lease: Lease,
 }
 
@@ -136,7 +136,6 @@ impl Decider for Pipeline {
                     .filter_map(|entry| SubsetEntry::parse(entry))
                     .collect()
             }),
-            body_bytes: body.len(),
             tie_seed: mixed(
                 self.parts
                     .options
@@ -188,6 +187,9 @@ impl Exchange for InFlight {
         self.model
             .ttft_seconds
             .record(self.parts.seconds_since(self.begun_us));
+        if let Some(picked) = &self.picked {
+            self.parts.begin_response(&picked.expectation);
+        }
     }
 
     fn finish(self, outcome: &Outcome) {
@@ -203,6 +205,11 @@ impl Exchange for InFlight {
             End::Completed => self.count_response(outcome),
             End::Unseen => {}
         }
+        if let Some(picked) = &self.picked {
+            let is_served_here = !self.is_served_elsewhere(outcome);
+            self.parts
+                .settle(&picked.expectation, outcome, is_served_here);
+        }
         self.log_end(outcome);
     }
 }
@@ -215,7 +222,7 @@ impl InFlight {
             Ok(tokens) => Some(tokens),
             Err(unavailable) => {
                 self.parts.metrics.count_without_tokens(unavailable.label());
-                debug!(request_id = self.request_id, reason = %unavailable, "prompt goes without token ids");
+                debug!(request_id = self.request_id, reason = %unavailable, "prompt is looked up by its text");
                 None
             }
         }
@@ -228,18 +235,16 @@ impl InFlight {
         scratch: &mut Scratch,
     ) -> Result<Destination, Refusal> {
         let parts = Arc::clone(&self.parts);
-        parts.look_up(&self.request, tokens, scratch);
-        parts.fleet.snapshot_into(&mut scratch.snapshot);
         let now_ms = parts.clock.now_ms();
+        let prompt_tokens = parts.look_up(&self.request, tokens, now_ms, &mut scratch.prefix);
+        parts.fleet.snapshot_into(&mut scratch.snapshot);
         let saturation = flow::saturation(&scratch.snapshot, now_ms, &parts.detector);
         flow::admit(DEFAULT_PRIORITY, saturation)
             .map_err(|flow::Refused::Saturated| Refusal::saturated())?;
-        let prompt_tokens =
-            tokens.map_or_else(|| self.estimated_tokens(), |tokens| tokens.len() as u32);
         let request = schedule::Request {
             model: &self.request.model,
             prompt_tokens,
-            matches: &scratch.matches,
+            matches: &scratch.prefix.matches,
             subset: self.subset.as_deref(),
             tie_seed: self.tie_seed,
         };
@@ -251,18 +256,12 @@ impl InFlight {
             &mut scratch.decision,
         )
         .map_err(|reason| self.nobody(reason))?;
-        let members = &scratch.snapshot.members;
-        let first = scratch
-            .decision
-            .endpoints
-            .first()
-            .and_then(|position| members.get(*position));
-        let winner = Arc::clone(first.ok_or_else(Refusal::no_endpoints)?);
-        let cached_tokens = scratch.matches.tokens(winner.id, winner.generation);
+        let (winner, live) = winner(scratch).ok_or_else(Refusal::no_endpoints)?;
+        let expectation = parts.expect(&winner, &live, tokens.is_some(), now_ms, &scratch.prefix);
         self.model
             .predicted_cached_tokens
-            .record(f64::from(cached_tokens));
-        self.log_pick(&winner, prompt_tokens, cached_tokens, scratch);
+            .record(f64::from(expectation.cached_tokens));
+        self.log_pick(&winner, prompt_tokens, &expectation, scratch);
         let key = u64::from(winner.id.0) << 32 | u64::from(winner.generation.0);
         parts.metrics.count_pick(
             &self.model,
@@ -275,6 +274,7 @@ impl InFlight {
             .lease(winner.id, winner.generation, prompt_tokens);
         self.picked = Some(Picked {
             endpoint: winner,
+            expectation,
             _lease: lease,
         });
         Ok(destination(
@@ -287,16 +287,6 @@ impl InFlight {
     fn nobody(&self, reason: NoEndpoint) -> Refusal {
         debug!(request_id = self.request_id, %reason, "nothing to pick from");
         Refusal::no_endpoints()
-    }
-
-    /// A request that is not understood has no prompt to estimate.
-    fn estimated_tokens(&self) -> u32 {
-        let bytes = if self.request.prompt.is_some() {
-            self.body_bytes
-        } else {
-            0
-        };
-        u32::try_from(bytes / BYTES_PER_TOKEN).unwrap_or(u32::MAX)
     }
 
     fn count_response(&self, outcome: &Outcome) {
@@ -323,15 +313,7 @@ impl InFlight {
                 .count_error(&self.model, "ModelServerClientError"),
             _ => {}
         }
-        let picked = self
-            .picked
-            .as_ref()
-            .map(|picked| picked.endpoint.spec.address);
-        let served = outcome
-            .served
-            .as_deref()
-            .and_then(|served| served.parse().ok());
-        if served.is_some() && served != picked {
+        if self.is_served_elsewhere(outcome) {
             self.parts
                 .metrics
                 .process
@@ -340,24 +322,39 @@ impl InFlight {
         }
     }
 
+    /// Whether the gateway says that it sent the request to another endpoint than the one picked.
+    fn is_served_elsewhere(&self, outcome: &Outcome) -> bool {
+        let picked = self
+            .picked
+            .as_ref()
+            .map(|picked| picked.endpoint.spec.address);
+        let served = outcome
+            .served
+            .as_deref()
+            .and_then(|served| served.parse().ok());
+        served.is_some() && served != picked
+    }
+
     fn log_pick(
         &self,
         winner: &Endpoint,
         prompt_tokens: u32,
-        cached_tokens: u32,
+        expectation: &Expectation,
         scratch: &Scratch,
     ) {
         if !enabled!(Level::DEBUG) {
             return;
         }
         let decision = &scratch.decision;
-        let explained = explain(decision, &scratch.snapshot);
+        let explained = explain(decision, &scratch.snapshot, &scratch.prefix.matches);
         debug!(
             request_id = self.request_id,
             model = self.request.model,
             endpoint = winner.spec.name,
             prompt_tokens,
-            cached_tokens,
+            cached_tokens = expectation.cached_tokens,
+            cached_by = expectation.source(),
+            believed_blocks = expectation.believed_blocks(),
             candidates = decision.candidates.len(),
             reason = decision.reason,
             scores = explained.winner,
@@ -367,10 +364,9 @@ impl InFlight {
     }
 
     fn log_end(&self, outcome: &Outcome) {
-        let picked = self
-            .picked
-            .as_ref()
-            .map(|picked| picked.endpoint.spec.name.as_str());
+        let picked = self.picked.as_ref();
+        let expected = picked.map(|picked| &picked.expectation);
+        let picked = picked.map(|picked| picked.endpoint.spec.name.as_str());
         debug!(
             request_id = self.request_id,
             model = self.request.model,
@@ -380,6 +376,8 @@ impl InFlight {
             prompt_tokens = outcome.usage.map(|usage| usage.prompt_tokens),
             completion_tokens = outcome.usage.map(|usage| usage.completion_tokens),
             cached_tokens = outcome.usage.and_then(|usage| usage.cached_tokens),
+            expected_cached_tokens = expected.map(|expected| expected.cached_tokens),
+            believed_blocks = expected.map(Expectation::believed_blocks),
             duration_ms = self.parts.clock.now_us().saturating_sub(self.begun_us) / 1_000,
             end = end_name(&outcome.end),
             "request finished"
@@ -388,27 +386,6 @@ impl InFlight {
 }
 
 impl Parts {
-    /// Fills the scratch with who holds how much of the prompt; nobody does where the ids are
-    /// unknown.
-    fn look_up(&self, request: &InferenceRequest, tokens: Option<&[u32]>, scratch: &mut Scratch) {
-        let Some(tokens) = tokens else {
-            scratch.matches.clear();
-            return;
-        };
-        let scope = KeyScope {
-            model: &request.model,
-            adapter: None,
-            cache_salt: request.cache_salt.as_deref(),
-        };
-        let from_us = self.clock.now_us();
-        self.index
-            .matches(&scope, tokens, &mut scratch.index, &mut scratch.matches);
-        self.metrics
-            .process
-            .lookup_seconds
-            .record(self.seconds_since(from_us));
-    }
-
     fn seconds_since(&self, from_us: u64) -> f64 {
         self.clock.now_us().saturating_sub(from_us) as f64 / 1e6
     }
@@ -418,8 +395,7 @@ impl Parts {
 #[derive(Default)]
 struct Scratch {
     snapshot: Snapshot,
-    matches: Matches,
-    index: IndexScratch,
+    prefix: PrefixScratch,
     decision: Decision,
 }
 
@@ -461,6 +437,14 @@ fn read(intake: &Intake<'_>, body: &[u8]) -> Result<InferenceRequest, ParseError
         return Ok(InferenceRequest::passthrough());
     }
     request::parse(intake.head.method(), intake.head.path(), body)
+}
+
+/// The endpoint that a decision puts first, and its signals.
+fn winner(scratch: &Scratch) -> Option<(Arc<Endpoint>, Live)> {
+    let position = *scratch.decision.endpoints.first()?;
+    let member = scratch.snapshot.members.get(position)?;
+    let live = scratch.snapshot.live.get(position)?;
+    Some((Arc::clone(member), *live))
 }
 
 fn destination(decision: &Decision, snapshot: &Snapshot, emit_scores: bool) -> Destination {

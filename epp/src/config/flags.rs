@@ -54,8 +54,8 @@ pub struct Flags {
     pub metrics_staleness_threshold: Duration,
 
     /// A model folder with tokenizer.json and the chat template. With MODEL= it serves requests for
-    /// that model only, without it those for every other model. Without any, requests are picked by
-    /// load and their prefixes are not looked up.
+    /// that model only, without it those for every other model. Without any, what workers hold is
+    /// told from earlier picks alone, by the text of the prompts, and their KV events are not used.
     #[arg(long = "tokenizer", help_heading = "Picking", value_name = "[MODEL=]FOLDER", action = ArgAction::Append)]
     pub tokenizers: Vec<TokenizerFolder>,
 

@@ -5,12 +5,16 @@
 //!   model that sent them. The token ids that the events carry are hashed into *request keys*, which
 //!   are the same for every engine, whatever its hash seed, block naming or vendor. `ranks` is what
 //!   one endpoint said, `orphans` what waits there for a parent.
+//! - [`approximate`], what endpoints hold by our own picks, where no events say it; `speculative` is
+//!   which of those picks may be ahead of the events.
 //! - [`chains`], the structure under it: which holder has which block, for lookups that never wait.
 
+pub mod approximate;
 pub mod chains;
 mod orphans;
 mod prefix;
 mod ranks;
+pub mod speculative;
 
 pub use crate::fleet::Matches;
 pub use prefix::{Applied, BLOCK_SIZES_MAX, IndexLimits, IndexScratch, IndexStats, PrefixIndex};

@@ -123,7 +123,7 @@ metric_set! {
         read_seconds: Histogram = "pointsman_read_duration_seconds" [PICK_SECONDS],
             "Time to read a request body, in seconds.";
         lookup_seconds: Histogram = "pointsman_prefix_lookup_duration_seconds" [PICK_SECONDS],
-            "Time to look a prompt up in the prefix index, in seconds.";
+            "Time to look a prompt up in the prefix indexes, in seconds.";
         served_elsewhere_total: Counter = "pointsman_served_elsewhere_total",
             "Requests that the gateway sent to another endpoint than the first one picked.";
     }
@@ -233,7 +233,7 @@ impl Metrics {
         Counter::describe(
             &recorder,
             WITHOUT_TOKENS_TOTAL,
-            "Prompts picked without a prefix lookup, by reason.",
+            "Prompts looked up by their text, for want of token ids, by reason.",
         );
         Gauge::describe(&recorder, INFO, "The build that runs.");
         let info = [
@@ -310,7 +310,7 @@ impl Metrics {
         series.increment(1);
     }
 
-    /// Counts a prompt that went without a prefix lookup.
+    /// Counts a prompt that was looked up by its text, for want of token ids.
     pub fn count_without_tokens(&self, reason: &'static str) {
         let labels = vec![Label::from_static_parts("reason", reason)];
         Counter::register(

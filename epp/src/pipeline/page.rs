@@ -1,6 +1,6 @@
 //! Counts that the rooms keep themselves, written to the page at the moment of a scrape.
 //!
-//! The fleet, the tokenizers and the index count in atomics of their own and know nothing of
+//! The fleet, the tokenizers and the indexes count in atomics of their own and know nothing of
 //! metrics; here their counts get names. A count with a name in the field has that name, the rest
 //! is ours.
 
@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use crate::fleet::kv_events::{Count, KvEventCounters};
 use crate::fleet::scrape::ScrapeCounters;
 use crate::index::IndexStats;
+use crate::index::approximate::{Counters, PickStats};
 use crate::tokens::TokensStats;
 
 /// Appends the state of the prefix index.
@@ -73,6 +74,59 @@ pub fn render_index(stats: &IndexStats, page: &mut String) {
         "pointsman_prefix_index_stale_events_total",
         "Events of an earlier life of their endpoint.",
         stats.stale_events,
+    );
+}
+
+/// Appends the state of the approximate index.
+pub fn render_approximate(stats: &PickStats, counters: &Counters, page: &mut String) {
+    let of = |value: &AtomicU64| value.load(Relaxed);
+    gauge(
+        page,
+        "pointsman_approximate_index_blocks",
+        "Blocks that endpoints are believed to hold by earlier picks, each counted once per endpoint.",
+        stats.blocks,
+    );
+    gauge(
+        page,
+        "pointsman_approximate_index_keys",
+        "Distinct prefixes in the approximate index.",
+        stats.keys,
+    );
+    gauge(
+        page,
+        "pointsman_approximate_index_runs",
+        "Stretches of prompts that the approximate index keeps as one.",
+        stats.runs,
+    );
+    gauge(
+        page,
+        "pointsman_approximate_index_bytes",
+        "Memory of the approximate index.",
+        stats.bytes,
+    );
+    gauge(
+        page,
+        "pointsman_approximate_index_endpoints",
+        "Endpoints that the approximate index knows.",
+        stats.endpoints,
+    );
+    counter(
+        page,
+        "pointsman_approximate_index_shortfalls_total",
+        "Responses that clearly had less cached than earlier picks let believe.",
+        of(&counters.shortfalls),
+    );
+    counter(
+        page,
+        "pointsman_approximate_index_corrected_blocks_total",
+        "Blocks no longer believed to be held because responses said so.",
+        of(&counters.corrected_blocks),
+    );
+    counter(
+        page,
+        "pointsman_approximate_index_failed_picks_total",
+        "Picks taken back because their requests failed or were served elsewhere.",
+        of(&counters.failed_picks),
     );
 }
 
@@ -292,6 +346,7 @@ mod tests {
             },
             &mut page,
         );
+        render_approximate(&PickStats::default(), &Counters::default(), &mut page);
         render_kv_events(&KvEventCounters::default(), &mut page);
         render_scrapes(&ScrapeCounters::default(), &mut page);
         render_tokens(&TokensStats::default(), &mut page);

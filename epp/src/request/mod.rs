@@ -11,6 +11,7 @@
 //! own message.
 
 mod openai;
+pub mod text;
 
 use std::ops::Range;
 

@@ -21,6 +21,7 @@ use pointsman_epp::ext_proc::wire::header_map;
 use pointsman_epp::ext_proc::{Decider, Processor, StreamLimits};
 use pointsman_epp::fleet::{EndpointSpec, Fleet, Scraped, Snapshot};
 use pointsman_epp::flow::UtilizationDetector;
+use pointsman_epp::index::approximate::{ApproximateIndex, PickLimits};
 use pointsman_epp::index::{IndexLimits, PrefixIndex};
 use pointsman_epp::observe::Metrics;
 use pointsman_epp::pipeline::{Options, Parts, Pipeline};
@@ -101,6 +102,7 @@ fn parts_of(workers: &[P]) -> Parts {
     Parts {
         fleet: fleet_of(workers),
         index: Arc::new(PrefixIndex::new(IndexLimits::default())),
+        approximate: Arc::new(ApproximateIndex::new(PickLimits::default())),
         tokens: Tokens::new([], TokenLimits::default()),
         profile: Profile::field_default(),
         detector: UtilizationDetector::default(),

@@ -11,3 +11,4 @@ mod routing;
 mod steering;
 mod streaming;
 mod tokens;
+mod without_events;

@@ -8,8 +8,6 @@ use pointsman_tests::chat::{Chat, passage};
 use pointsman_tests::eventually::eventually;
 use pointsman_tests::witness::{BLOCK_TOKENS, Witness, epp_series};
 
-const NO_EVENTS: &str = r#"--kv-events-config={"enable_kv_cache_events":false}"#;
-
 /// Among three workers a picker that does not know the prefix stays on one through six turns in 1 of 243 runs; and
 /// cached tokens that grow with the chat it cannot have at all without staying.
 #[tokio::test]
@@ -34,27 +32,6 @@ async fn a_growing_chat_stays_with_the_worker_that_holds_it() -> Result<()> {
         );
         previous = reply;
     }
-    Ok(())
-}
-
-/// The counterpart: where the workers publish nothing, epp has no reason to stay. So it is the KV events that route.
-#[tokio::test]
-async fn without_kv_events_a_prefix_draws_nobody() -> Result<()> {
-    let stack = Stack::start(StackOptions::new().workers(3).worker_flag(NO_EVENTS)).await?;
-    let system = passage("the line to the coast", 120);
-    let mut served = BTreeSet::new();
-    for turn in 0..12 {
-        let chat = Chat::with_system(&system).user(&format!("Question {turn}."));
-        served.insert(stack.ask(&chat).await?.served_by);
-    }
-    assert!(
-        served.len() > 1,
-        "12 requests to idle workers all went to {served:?}"
-    );
-    assert!(
-        stack.epp_gauge(epp_series::INDEX_BLOCKS).await? < 1.0,
-        "blocks without an event"
-    );
     Ok(())
 }
 

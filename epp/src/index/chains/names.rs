@@ -75,11 +75,6 @@ impl Slot {
 }
 
 impl Names {
-    /// Names in it.
-    pub(super) fn len(&self) -> usize {
-        self.len
-    }
-
     /// Bytes of the table.
     pub(super) fn bytes(&self) -> usize {
         self.slots.capacity() * size_of::<Slot>()
@@ -346,7 +341,7 @@ mod tests {
             while names.pop().is_some() {
                 popped += 1;
             }
-            prop_assert_eq!((popped, names.len()), (model.len(), 0));
+            prop_assert_eq!((popped, names.len), (model.len(), 0));
         }
     }
 
