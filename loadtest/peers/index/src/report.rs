@@ -103,18 +103,19 @@ pub fn resident(subjects: &[(SubjectName, Resident)]) {
     println!();
     println!("M: resident memory above the process before the subject, MiB");
     println!(
-        "  {:<10}{:>10}{:>10}{:>10}{:>10}",
-        "", "before", "at peak", "after", "emptied"
+        "  {:<10}{:>10}{:>10}{:>10}{:>10}{:>10}",
+        "", "before", "at peak", "after", "emptied", "trimmed"
     );
     let mebibytes = |bytes: usize| bytes as f64 / 1_048_576.0;
     for (name, seen) in subjects {
         println!(
-            "  {:<10}{:>10.1}{:>10.1}{:>10.1}{:>10.1}",
+            "  {:<10}{:>10.1}{:>10.1}{:>10.1}{:>10.1}{:>10.1}",
             name.word(),
             0.0,
             mebibytes(seen.peak),
             mebibytes(seen.after),
-            mebibytes(seen.emptied)
+            mebibytes(seen.emptied),
+            mebibytes(seen.trimmed)
         );
     }
 }

@@ -28,6 +28,8 @@ pub struct Resident {
     pub after: usize,
     /// After everything was removed.
     pub emptied: usize,
+    /// After that, with the allocator's free pages given back to the kernel.
+    pub trimmed: usize,
 }
 
 /// Watches each subject of a run, and `nothing`.
@@ -71,6 +73,7 @@ pub fn report_one(flags: &Flags, name: SubjectName) -> Result<()> {
         &mut resident.peak,
         &mut resident.after,
         &mut resident.emptied,
+        &mut resident.trimmed,
     ] {
         *bytes = bytes.saturating_sub(before);
     }
@@ -96,10 +99,13 @@ fn watch<S: Subject>(workload: &Workload, removals: &[crate::workload::Event]) -
         load(&subject, &mut lane, workload, events);
     }
     subject.maintain();
+    let emptied = resident_bytes()?;
+    allocator::trim();
     Ok(Resident {
         peak,
         after,
-        emptied: resident_bytes()?,
+        emptied,
+        trimmed: resident_bytes()?,
     })
 }
 

@@ -6,10 +6,12 @@
 mod chain;
 mod crtc;
 mod nothing;
+mod pointsman;
 
 pub use chain::Chain;
 pub use crtc::Crtc;
 pub use nothing::Nothing;
+pub use pointsman::Pointsman;
 
 use crate::workload::{BlockId, Event, Workload};
 
@@ -79,8 +81,11 @@ macro_rules! with_subject {
         match $name {
             $crate::subject::SubjectName::Crtc => $function::<$crate::subject::Crtc>($($argument),*),
             $crate::subject::SubjectName::Chain => $function::<$crate::subject::Chain>($($argument),*),
-            $crate::subject::SubjectName::Nothing | $crate::subject::SubjectName::Pointsman => {
+            $crate::subject::SubjectName::Nothing => {
                 $function::<$crate::subject::Nothing>($($argument),*)
+            }
+            $crate::subject::SubjectName::Pointsman => {
+                $function::<$crate::subject::Pointsman>($($argument),*)
             }
         }
     };
