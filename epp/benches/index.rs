@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use criterion::{BatchSize, BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use pointsman_epp::fleet::{EndpointId, Generation};
-use pointsman_epp::index::chains::{Chains, Found, Holder, HolderTag, Origin, TokenKeys};
+use pointsman_epp::index::chains::{Chains, Found, Holder, HolderTag, TokenKeys};
 use pointsman_proto::block_hash::{KeyScope, RequestKey};
 use pointsman_proto::kv_events::{EngineHash, Medium};
 
@@ -135,7 +135,6 @@ fn join(chains: &Chains, endpoint: u32) -> Holder {
         endpoint: EndpointId(endpoint),
         generation: Generation(1),
         rank: 0,
-        origin: Origin::Events,
     };
     chains.holder(tag).expect("a number for every endpoint")
 }

@@ -229,7 +229,7 @@ fn load_tokenizers(settings: &Settings) -> anyhow::Result<Tokens> {
         let encoder = PromptEncoder::load(&tokenizer.folder)
             .with_context(|| format!("cannot load the tokenizer in {folder}"))?;
         let model = tokenizer.model.clone().unwrap_or_default();
-        info!(%folder, model, vocabulary = encoder.vocab_size(), "tokenizer loaded");
+        info!(%folder, model, vocabulary = encoder.vocab_size(), cuts = %encoder.cuts(), "tokenizer loaded");
         encoders.push((model, Arc::new(encoder)));
     }
     Ok(Tokens::new(encoders, TokenLimits::default()))

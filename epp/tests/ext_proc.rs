@@ -208,6 +208,7 @@ async fn prefers_the_endpoint_that_holds_the_prefix() {
         lora_name: None,
         medium: Medium::Gpu,
         cache_salt: None,
+        extras: Vec::new(),
     });
     // The first worker is the busier one and would lose without the prefix.
     let picker = picker_with(&[P(3, 0.5), P(0, 0.1), P(4, 0.1)], |parts| {

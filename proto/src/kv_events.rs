@@ -9,47 +9,71 @@
 //! ```text
 //! payload = [timestamp f64 seconds, [event, …], data_parallel_rank uint | nil]
 //!           the rank may be missing
+//!         | {"ts": …, "events": …, "data_parallel_rank": …}
 //!
 //! map form (vLLM since 2026-06; our default): keys in any order, unknown keys ignored
 //!   {"type": "BlockStored", "block_hashes": [hash, …], "parent_block_hash": hash | nil,
 //!    "token_ids": [uint, …], "block_size": uint, "lora_id": nil,
 //!    "medium": "GPU" | "CPU" | "STORAGE", "lora_name": str | nil,
 //!    "extra_keys": [[key, …] | nil, …], "group_idx": uint, "kv_cache_spec_kind": str}
+//!    key = [multimodal identifier str, offset in the block int] | adapter or salt str | bytes
 //!   {"type": "BlockRemoved", "block_hashes": [hash, …], "medium": …, "group_idx": uint}
 //!   {"type": "AllBlocksCleared"}
 //!
 //! array form (older vLLM, SGLang): the same fields by position, trailing ones may be missing
 //!   ["BlockStored", block_hashes, parent_block_hash, token_ids, block_size,
 //!    lora_id?, medium?, lora_name?, extra_keys?, group_idx?, kv_cache_spec_kind?, …]
-//!   ["BlockRemoved", block_hashes, medium?, …]
+//!   ["BlockRemoved", block_hashes, medium?, group_idx?, …]
 //!   ["AllBlocksCleared"]
+//!   SGLang has no lora_name: a map there is its metadata, of which the key "cache_salt" is read,
+//!   and a list there is its extra_keys
 //! ```
 //!
 //! A hash is an integer or a byte string; see [`EngineHash`]. One event that is unknown or
 //! malformed is skipped and reported alone, because the events around it still are true. Only a
-//! payload whose msgpack cannot be followed at all is refused as a whole.
+//! payload whose msgpack cannot be followed at all is refused as a whole. [`Batch`] reads event by
+//! event, so that a large payload costs its reader no more memory than its largest event, and a
+//! pause between any two events; [`decode`] collects them all.
+//!
+//! **Cache groups.** A model with several kinds of attention keeps several caches, and tells of
+//! each block once per group, always under the same hash. Stored events name their group and its
+//! kind, removed ones the group alone, so each event comes with its group: who mixed them would
+//! take a block out because another group lost it.
 //!
 //! This module does not check that hashes, tokens and block size fit together: a worker may hash
 //! larger or smaller blocks than it allocates, and only the index that consumes the event can say
 //! what it makes of that. It knows neither topics nor sequence numbers.
 
+mod batch;
 mod decode;
 mod encode;
+mod extra_keys;
 mod reader;
 #[cfg(test)]
 mod tests;
 
 use crate::block_hash::BlockDigest;
 
-pub use decode::{DecodeError, Decoded, Skipped, decode};
+pub use batch::{Batch, DecodeError, Decoded, decode};
+pub use decode::{GroupEvent, Skip, Skipped};
 pub use encode::{Form, encode};
 
 /// Payloads above this many bytes are refused unread. A step of 8,192 tokens takes some 40 KiB.
-pub const MAX_PAYLOAD_BYTES: usize = 64 << 20;
+pub const MAX_PAYLOAD_BYTES: usize = 16 << 20;
 
-/// Batches of more events are refused. It bounds what a payload of tiny malformed events can make
-/// us report.
+/// Batches of more events are refused. A step tells of some thousand requests at most, each with a
+/// handful of events.
 pub const MAX_EVENTS: usize = 1 << 20;
+
+/// Events of more tokens are skipped as malformed: an event is about one prompt, and no engine takes
+/// one this long. It bounds how long reading one event can take.
+pub const MAX_EVENT_TOKENS: usize = 1 << 20;
+
+/// Events of more blocks are skipped as malformed, like those of too many tokens.
+pub const MAX_EVENT_BLOCKS: usize = 1 << 20;
+
+/// [`decode`] lists this many skipped events; further ones are left out of its list.
+pub const MAX_SKIPPED_LISTED: usize = 64;
 
 /// Deeper nesting of arrays and maps is refused. Real events nest five deep at most.
 pub const MAX_NESTING: usize = 16;
@@ -133,8 +157,17 @@ pub struct BlockStored {
     pub lora_name: Option<String>,
     /// Where the blocks lie.
     pub medium: Medium,
-    /// The cache salt in the first block's hash. Only a prompt's very first block carries one.
+    /// The cache salt in the first block's hash. Only a prompt's very first block carries one, so it
+    /// is neither read nor written for an event that has a parent.
     pub cache_salt: Option<String>,
+    /// What besides tokens, adapter and salt tells each block from others: identifiers of images
+    /// and their offsets, digests of prompt embeddings. One entry per block, or none at all where no
+    /// block has any.
+    ///
+    /// An entry is a msgpack array of the block's remaining keys in their order on the wire, each
+    /// in msgpack's shortest form (floats in 64 bits), so equal keys make equal bytes whoever sent
+    /// them; a block without such keys has an empty entry. It goes into the request key as it is.
+    pub extras: Vec<Box<[u8]>>,
 }
 
 /// Blocks left the cache.

@@ -15,6 +15,7 @@
 //! templates sent along with a request are not supported, because a template is a program.
 
 mod clock;
+mod cuts;
 mod encoder;
 mod messages;
 mod python;
@@ -24,7 +25,8 @@ use std::path::PathBuf;
 
 use serde_json::{Map, Value};
 
-pub use encoder::PromptEncoder;
+pub use cuts::Cuts;
+pub use encoder::{PromptEncoder, SpecialFrame};
 pub use messages::{MessagesError, check_messages};
 
 /// What a request asks to be computed.

@@ -251,6 +251,7 @@ impl BlockPool {
                 .cache_salt
                 .filter(|_| first_of_prompt)
                 .map(str::to_owned),
+            extras: Vec::new(),
         };
         self.emit(Event::BlockStored(stored));
     }

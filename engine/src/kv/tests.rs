@@ -132,6 +132,7 @@ fn stored_blocks_carry_tokens_parent_and_salt() {
                 lora_name: None,
                 medium: pointsman_proto::kv_events::Medium::Gpu,
                 cache_salt: salt.map(str::to_owned),
+                extras: Vec::new(),
             })
         };
     assert_eq!(

@@ -10,7 +10,7 @@ use arbitrary::Arbitrary;
 use libfuzzer_sys::fuzz_target;
 use pointsman_epp::fleet::{EndpointId, Generation};
 use pointsman_epp::index::chains::reference::Reference;
-use pointsman_epp::index::chains::{Chains, Found, Holder, HolderTag, Origin};
+use pointsman_epp::index::chains::{Chains, Found, Holder, HolderTag};
 use pointsman_proto::block_hash::RequestKey;
 use pointsman_proto::kv_events::{EngineHash, Medium};
 
@@ -239,7 +239,6 @@ fn tag(holder: u8) -> HolderTag {
         endpoint: EndpointId(u32::from(holder)),
         generation: Generation(1),
         rank: 0,
-        origin: Origin::Events,
     }
 }
 

@@ -1,20 +1,20 @@
-//! Which endpoint holds which block of which prompt, as the engines' own KV events tell it.
+//! Which endpoint holds how much of a prompt.
 //!
-//! Engines name blocks by hashes of their own making. Those names mean something only at the
-//! endpoint (and model) that sent them, so `blocks` keeps them per endpoint and translates each
-//! into a *request key*: the chain of XXH3-64 over the token ids that the event carries. Request
-//! keys are the same for every engine, whatever its hash seed, block naming or vendor, and
-//! `prefix` maps each key to the endpoints that hold it. Because a key covers everything before
-//! it, equal keys mean equal prefixes.
+//! - `prefix`, the precise index: the engines' own KV events in, cached prompt tokens out. Engines
+//!   name blocks by hashes of their own making, which mean something only at the endpoint, rank and
+//!   model that sent them. The token ids that the events carry are hashed into *request keys*, which
+//!   are the same for every engine, whatever its hash seed, block naming or vendor. `ranks` is what
+//!   one endpoint said, `orphans` what waits there for a parent.
+//! - [`chains`], the structure under it: which holder has which block, for lookups that never wait.
 
-mod blocks;
-mod holders;
+pub mod chains;
 mod orphans;
 mod prefix;
+mod ranks;
 
 pub use crate::fleet::Matches;
-pub use blocks::Refusal;
 pub use prefix::{Applied, BLOCK_SIZES_MAX, IndexLimits, IndexScratch, IndexStats, PrefixIndex};
+pub use ranks::Refusal;
 
 #[cfg(test)]
 mod tests;

@@ -8,7 +8,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use pointsman_proto::kv_events::EngineHash;
+use pointsman_proto::kv_events::{BlockStored, EngineHash, Medium};
 use rustc_hash::FxBuildHasher;
 use smallvec::SmallVec;
 
@@ -19,8 +19,22 @@ pub(super) struct Chunk {
     /// chain over them.
     pub(super) hashes: Vec<Option<EngineHash>>,
     pub(super) tokens: Vec<u32>,
+    /// Per block, what besides its tokens tells it apart; empty where nothing does.
+    pub(super) extras: Vec<Box<[u8]>>,
     pub(super) block_size: u32,
-    pub(super) tier: usize,
+    pub(super) medium: Medium,
+}
+
+impl Chunk {
+    pub(super) fn of(event: &BlockStored) -> Self {
+        Self {
+            hashes: event.block_hashes.iter().copied().map(Some).collect(),
+            tokens: event.token_ids.clone(),
+            extras: event.extras.clone(),
+            block_size: event.block_size,
+            medium: event.medium,
+        }
+    }
 }
 
 type Map<K, V> = HashMap<K, V, FxBuildHasher>;
@@ -78,7 +92,7 @@ impl Orphans {
 
     /// Forgets a block in one tier; the rest of its chunk goes on waiting. Returns whether it
     /// waited here.
-    pub(super) fn remove(&mut self, hash: EngineHash, tier: usize) -> bool {
+    pub(super) fn remove(&mut self, hash: EngineHash, medium: Medium) -> bool {
         let Some(numbers) = self.by_block.get(&hash).cloned() else {
             return false;
         };
@@ -87,7 +101,7 @@ impl Orphans {
             let Some((_, chunk)) = self.chunks.get_mut(&number) else {
                 continue;
             };
-            if chunk.tier != tier {
+            if chunk.medium != medium {
                 continue;
             }
             for waiting in &mut chunk.hashes {
@@ -133,8 +147,9 @@ mod tests {
         Chunk {
             hashes: hashes.iter().map(|hash| Some(EngineHash(*hash))).collect(),
             tokens: vec![0; hashes.len()],
+            extras: Vec::new(),
             block_size: 1,
-            tier: 0,
+            medium: Medium::Gpu,
         }
     }
 
@@ -175,10 +190,10 @@ mod tests {
     fn removed_blocks_leave_a_hole_and_an_empty_chunk_goes() {
         let mut orphans = Orphans::default();
         orphans.add(EngineHash(1), chunk(&[2, 3]), 10);
-        assert!(!orphans.remove(EngineHash(2), 1), "another tier");
-        assert!(orphans.remove(EngineHash(2), 0));
-        assert!(!orphans.remove(EngineHash(2), 0));
-        assert!(orphans.remove(EngineHash(3), 0));
+        assert!(!orphans.remove(EngineHash(2), Medium::Cpu), "another tier");
+        assert!(orphans.remove(EngineHash(2), Medium::Gpu));
+        assert!(!orphans.remove(EngineHash(2), Medium::Gpu));
+        assert!(orphans.remove(EngineHash(3), Medium::Gpu));
         assert!(is_empty(&orphans));
     }
 }

@@ -1,18 +1,17 @@
 //! The precise prefix index: KV events in, cached prompt tokens per endpoint out.
 //!
-//! Writers of one endpoint take that endpoint's lock and then, block by block, the write lock of
-//! one shard of the holders; writers of different endpoints meet only in a shard. Readers take
-//! shard read locks and nothing else, one at a time, for the length of a merge. A lookup walks the
-//! prompt's chain of keys from its first block and stops at the first one that nobody holds; an
-//! endpoint is out of the race at its first miss, because a cache that lost a block cannot use
-//! those after it.
+//! Writers of one endpoint take that endpoint's lock; beneath it the [`Chains`] lock one shard for
+//! the length of an event. Lookups take no lock. They walk the prompt's chain of keys from its first
+//! block, hash it as far as somebody holds it, and an endpoint is out of the race at its first miss,
+//! because a cache that lost a block cannot use those after it.
 //!
 //! Engines of different block sizes may share a pool, so the walk is made once per block size that
-//! was ever seen. Data parallel ranks behind one address are one endpoint here.
+//! was ever seen.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 
+use arc_swap::ArcSwap;
 use dashmap::DashMap;
 use parking_lot::{Mutex, RwLock};
 use pointsman_proto::block_hash::{KeyScope, RequestKey};
@@ -20,9 +19,9 @@ use pointsman_proto::kv_events::{BlockStored, Event};
 use rustc_hash::FxBuildHasher;
 use smallvec::SmallVec;
 
-use super::blocks::{EndpointBlocks, Ledger, Refusal, Stored, check_shape};
-use super::holders::{Holder, Holders};
-use crate::fleet::kv_events::BlockSink;
+use super::chains::{Chains, Found, TokenKeys};
+use super::ranks::{Outcome, Ranks, Refusal, check_shape};
+use crate::fleet::kv_events::{BlockSink, EventSource};
 use crate::fleet::{EndpointId, Generation, Matches};
 
 /// Distinct block sizes of one index. Each costs a lookup one hash. Events of further sizes are
@@ -32,11 +31,11 @@ pub const BLOCK_SIZES_MAX: usize = 16;
 /// Bounds of an index.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct IndexLimits {
-    /// Blocks over all endpoints, each counted once per endpoint that holds it. At the bound, new
-    /// blocks are refused and counted until old ones are removed. A block costs about 100 bytes
-    /// where nobody shares it, less where many do.
-    pub max_blocks: usize,
-    /// Blocks per endpoint and model that may wait for an unknown parent. At the bound the oldest
+    /// Bytes of the index, all tables included. At the bound, new blocks are refused and counted
+    /// until old ones are removed. A block of an endpoint costs 25 to 45 bytes. Waiting orphans
+    /// have a bound of their own.
+    pub max_bytes: usize,
+    /// Blocks per rank and model that may wait for an unknown parent. At the bound the oldest
     /// are dropped.
     pub max_orphans_per_endpoint: usize,
 }
@@ -44,7 +43,7 @@ pub struct IndexLimits {
 impl Default for IndexLimits {
     fn default() -> Self {
         Self {
-            max_blocks: 16_000_000,
+            max_bytes: 1 << 30,
             max_orphans_per_endpoint: 8_192,
         }
     }
@@ -68,10 +67,12 @@ pub enum Applied {
 /// Counts of an index, of the moment or since the start.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 pub struct IndexStats {
-    /// Blocks held now, each counted once per endpoint.
+    /// Blocks held now, each counted once per endpoint, rank, tier and name.
     pub blocks: usize,
-    /// Distinct request keys held now.
-    pub keys: usize,
+    /// Stretches of prompts that are kept as one.
+    pub runs: usize,
+    /// Bytes of the index now, waiting blocks excepted.
+    pub bytes: usize,
     /// Blocks that wait for their parent now.
     pub orphans: usize,
     /// Blocks indexed since the start.
@@ -89,38 +90,26 @@ pub struct IndexStats {
 }
 
 /// Buffers of a lookup, to be reused.
-#[derive(Clone, Default, Debug)]
+#[derive(Default, Debug)]
 pub struct IndexScratch {
-    racing: Vec<Racer>,
-}
-
-/// An endpoint that held every block so far.
-#[derive(Clone, Copy, Debug)]
-struct Racer {
-    id: EndpointId,
-    generation: Generation,
-    /// Tokens of the leading blocks that are all on the GPU; fixed once one is not.
-    gpu_tokens: u32,
-    all_on_gpu: bool,
+    keys: Vec<RequestKey>,
+    found: Found,
 }
 
 /// See the module.
 #[derive(Debug)]
 pub struct PrefixIndex {
     limits: IndexLimits,
-    holders: Holders,
-    endpoints: DashMap<EndpointId, Arc<Mutex<Slot>>, FxBuildHasher>,
+    chains: Chains,
+    endpoints: DashMap<EndpointId, Arc<Mutex<Ranks>>, FxBuildHasher>,
+    /// By endpoint number: the generation whose events are followed, or 0. Copied on each change,
+    /// which is seldom, so that lookups read it at once.
+    followed: ArcSwap<Vec<u32>>,
+    following: Mutex<()>,
     block_sizes: RwLock<SmallVec<[u32; BLOCK_SIZES_MAX]>>,
     /// Whether any worker ever sent events without naming its model.
     unnamed_models: AtomicBool,
-    blocks: AtomicUsize,
     counters: Counters,
-}
-
-#[derive(Debug)]
-struct Slot {
-    generation: Generation,
-    blocks: EndpointBlocks,
 }
 
 #[derive(Debug, Default)]
@@ -138,28 +127,27 @@ impl PrefixIndex {
     pub fn new(limits: IndexLimits) -> Self {
         Self {
             limits,
-            holders: Holders::default(),
+            chains: Chains::new(limits.max_bytes),
             endpoints: DashMap::default(),
+            followed: ArcSwap::default(),
+            following: Mutex::new(()),
             block_sizes: RwLock::default(),
             unnamed_models: AtomicBool::new(false),
-            blocks: AtomicUsize::new(0),
             counters: Counters::default(),
         }
     }
 
-    /// Takes an event of an endpoint in. `model` is the base model that its topic names, `""` where
-    /// it names none.
+    /// Takes an event of a rank in. `model` is the base model that its topic names, `""` where it
+    /// names none.
     ///
     /// The first event of a later generation drops everything of the earlier one.
-    pub fn apply(&self, source: (EndpointId, Generation), model: &str, event: &Event) -> Applied {
-        let (id, generation) = source;
-        let slot = self.slot(id, generation);
-        let mut slot = slot.lock();
-        if !self.bring_up_to(id, &mut slot, generation) {
+    pub fn apply(&self, source: EventSource, model: &str, event: &Event) -> Applied {
+        let ranks = self.ranks(source.endpoint, source.generation);
+        let mut ranks = ranks.lock();
+        if !self.bring_up_to(&mut ranks, source.generation) {
             self.counters.stale_events.fetch_add(1, Relaxed);
             return Applied::StaleGeneration;
         }
-        let mut ledger = self.ledger(id, generation);
         match event {
             Event::BlockStored(stored) => {
                 if let Err(refusal) = self.check(stored) {
@@ -169,29 +157,63 @@ impl PrefixIndex {
                     self.unnamed_models.store(true, Relaxed);
                 }
                 let orphans_max = self.limits.max_orphans_per_endpoint;
-                let outcome = slot.blocks.store(model, stored, orphans_max, &mut ledger);
+                let chains = &self.chains;
+                let outcome = ranks.store(chains, source.rank, model, stored, orphans_max);
                 self.account_stored(outcome)
             }
             Event::BlockRemoved(removed) => {
-                let blocks = slot.blocks.remove(model, removed, &mut ledger);
+                let blocks = ranks.remove(&self.chains, source.rank, model, removed);
                 self.account_removed(blocks)
             }
             Event::AllBlocksCleared => {
-                let blocks = slot.blocks.clear_model(model, &mut ledger);
+                let blocks = ranks.clear_model(&self.chains, source.rank, model);
                 self.account_removed(blocks)
             }
         }
     }
 
-    /// Drops everything that a generation of an endpoint holds, and what earlier ones left. A later
-    /// generation is not touched.
-    pub fn clear(&self, id: EndpointId, generation: Generation) {
-        let slot = self.slot(id, generation);
-        let mut slot = slot.lock();
-        if self.bring_up_to(id, &mut slot, generation) {
-            let blocks = slot.blocks.clear(&mut self.ledger(id, generation));
+    /// What is held of a rank is complete from here on.
+    pub fn followed(&self, source: EventSource) {
+        let ranks = self.ranks(source.endpoint, source.generation);
+        let mut ranks = ranks.lock();
+        if self.bring_up_to(&mut ranks, source.generation) {
+            ranks.follow(source.rank);
+            self.note_followed(&ranks);
+        }
+    }
+
+    /// Drops everything that a rank holds, and what earlier generations of its endpoint left. A
+    /// later generation is not touched.
+    pub fn clear(&self, source: EventSource) {
+        let ranks = self.ranks(source.endpoint, source.generation);
+        let mut ranks = ranks.lock();
+        if self.bring_up_to(&mut ranks, source.generation) {
+            let blocks = ranks.clear_rank(&self.chains, source.rank);
+            self.note_followed(&ranks);
             self.account_removed(blocks);
         }
+    }
+
+    /// Drops everything that an endpoint holds that left. A later generation is not touched.
+    pub fn forget(&self, endpoint: EndpointId, generation: Generation) {
+        let ranks = self.ranks(endpoint, generation);
+        let mut ranks = ranks.lock();
+        if self.bring_up_to(&mut ranks, generation) {
+            let blocks = ranks.clear(&self.chains);
+            self.note_followed(&ranks);
+            self.account_removed(blocks);
+        }
+    }
+
+    /// Whether the events of this generation of an endpoint are followed, with all its ranks.
+    pub fn is_followed(&self, endpoint: EndpointId, generation: Generation) -> bool {
+        let followed = self.followed.load();
+        followed.get(endpoint.index()) == Some(&generation.0)
+    }
+
+    /// Frees memory of what was cleared, up to that many blocks; true when there is more to do.
+    pub fn reclaim(&self, blocks: usize) -> bool {
+        self.chains.reclaim(blocks)
     }
 
     /// Fills `out` with the leading tokens of a prompt that each endpoint holds.
@@ -223,18 +245,17 @@ impl PrefixIndex {
 
     /// The counts as they are.
     pub fn stats(&self) -> IndexStats {
-        let orphans = self
+        let all: Vec<_> = self
             .endpoints
             .iter()
-            .map(|slot| Arc::clone(slot.value()))
-            .collect::<Vec<_>>()
-            .iter()
-            .map(|slot| slot.lock().blocks.orphans())
-            .sum();
+            .map(|ranks| Arc::clone(ranks.value()))
+            .collect();
+        let sum = |count: fn(&Ranks) -> usize| all.iter().map(|ranks| count(&ranks.lock())).sum();
         IndexStats {
-            blocks: self.blocks.load(Relaxed),
-            keys: self.holders.len(),
-            orphans,
+            blocks: sum(Ranks::blocks),
+            runs: self.chains.runs(),
+            bytes: self.chains.bytes(),
+            orphans: sum(Ranks::orphans),
             stored: self.counters.stored.load(Relaxed),
             removed: self.counters.removed.load(Relaxed),
             orphans_dropped: self.counters.orphans_dropped.load(Relaxed),
@@ -252,56 +273,50 @@ impl PrefixIndex {
         scratch: &mut IndexScratch,
         out: &mut Matches,
     ) {
-        let racing = &mut scratch.racing;
-        racing.clear();
-        let mut key = root;
-        let mut walked = 0;
-        for block in tokens.chunks_exact(block_size as usize) {
-            key = key.child(block, &[]);
-            let held = self.holders.read(key, |holders| {
-                if walked == 0 {
-                    racing.extend(holders.iter().map(start));
-                } else {
-                    drop_out(racing, holders, walked, out);
-                }
-                advance(racing, holders, block_size);
-            });
-            if held.is_none() || racing.is_empty() {
-                break;
+        let mut keys = TokenKeys::new(root, tokens, block_size, &mut scratch.keys);
+        self.chains.find(&mut keys, &mut scratch.found);
+        for (number, blocks, gpu_blocks) in scratch.found.holders() {
+            if let Some(tag) = self.chains.tag(number) {
+                let (tokens, gpu_tokens) = (blocks * block_size, gpu_blocks * block_size);
+                out.record(tag.endpoint, tag.generation, tokens, gpu_tokens);
             }
-            walked += block_size;
-        }
-        for racer in racing.drain(..) {
-            out.record(racer.id, racer.generation, walked, racer.gpu_tokens);
         }
     }
 
-    fn slot(&self, id: EndpointId, generation: Generation) -> Arc<Mutex<Slot>> {
-        let entry = self.endpoints.entry(id).or_insert_with(|| {
-            Arc::new(Mutex::new(Slot {
-                generation,
-                blocks: EndpointBlocks::default(),
-            }))
-        });
+    fn ranks(&self, endpoint: EndpointId, generation: Generation) -> Arc<Mutex<Ranks>> {
+        let entry = self
+            .endpoints
+            .entry(endpoint)
+            .or_insert_with(|| Arc::new(Mutex::new(Ranks::new(endpoint, generation))));
         Arc::clone(&entry)
     }
 
-    /// Moves a slot on to `generation`, dropping what an earlier one left; false when the slot is
+    /// Moves an endpoint on to `generation`, dropping what an earlier one left; false when it is
     /// past it.
-    fn bring_up_to(&self, id: EndpointId, slot: &mut Slot, generation: Generation) -> bool {
-        if slot.generation < generation {
-            let blocks = slot.blocks.clear(&mut self.ledger(id, slot.generation));
+    fn bring_up_to(&self, ranks: &mut Ranks, generation: Generation) -> bool {
+        if ranks.generation < generation {
+            let blocks = ranks.clear(&self.chains);
             self.account_removed(blocks);
-            slot.generation = generation;
+            ranks.generation = generation;
+            self.note_followed(ranks);
         }
-        slot.generation == generation
+        ranks.generation == generation
     }
 
-    fn ledger(&self, id: EndpointId, generation: Generation) -> EndpointLedger<'_> {
-        EndpointLedger {
-            index: self,
-            id,
-            generation,
+    fn note_followed(&self, ranks: &Ranks) {
+        let generation = if ranks.is_followed() {
+            ranks.generation.0
+        } else {
+            0
+        };
+        let place = ranks.endpoint.index();
+        let _writing = self.following.lock();
+        let before = self.followed.load();
+        if before.get(place).copied().unwrap_or(0) != generation {
+            let mut after = Vec::clone(&before);
+            after.resize(after.len().max(place + 1), 0);
+            after[place] = generation;
+            self.followed.store(Arc::new(after));
         }
     }
 
@@ -322,7 +337,7 @@ impl PrefixIndex {
         Ok(())
     }
 
-    fn account_stored(&self, outcome: Result<Stored, Refusal>) -> Applied {
+    fn account_stored(&self, outcome: Result<Outcome, Refusal>) -> Applied {
         let stored = match outcome {
             Ok(stored) => stored,
             Err(refusal) => return self.refuse(refusal),
@@ -362,80 +377,19 @@ impl PrefixIndex {
 }
 
 impl BlockSink for PrefixIndex {
-    fn apply(&self, source: (EndpointId, Generation), model: &str, event: &Event) {
+    fn apply(&self, source: EventSource, model: &str, event: &Event) {
         PrefixIndex::apply(self, source, model, event);
     }
 
-    fn clear(&self, id: EndpointId, generation: Generation) {
-        PrefixIndex::clear(self, id, generation);
-    }
-}
-
-fn start(holder: &Holder) -> Racer {
-    Racer {
-        id: holder.id,
-        generation: holder.generation,
-        gpu_tokens: 0,
-        all_on_gpu: true,
-    }
-}
-
-/// Takes out of the race, and records, who is not among the holders of the next block. Both lists
-/// are sorted.
-fn drop_out(racing: &mut Vec<Racer>, holders: &[Holder], walked: u32, out: &mut Matches) {
-    let mut rest = holders.iter().peekable();
-    racing.retain(|racer| {
-        while rest.next_if(|holder| holder.id < racer.id).is_some() {}
-        let stays = rest
-            .peek()
-            .is_some_and(|holder| (holder.id, holder.generation) == (racer.id, racer.generation));
-        if !stays {
-            out.record(racer.id, racer.generation, walked, racer.gpu_tokens);
-        }
-        stays
-    });
-}
-
-/// Counts a block that every racer holds. Both lists are sorted, and the holders include every
-/// racer.
-fn advance(racing: &mut [Racer], holders: &[Holder], block_size: u32) {
-    let mut rest = holders.iter();
-    for racer in racing {
-        let on_gpu = rest
-            .find(|holder| holder.id == racer.id)
-            .is_some_and(Holder::on_gpu);
-        racer.all_on_gpu &= on_gpu;
-        if racer.all_on_gpu {
-            racer.gpu_tokens += block_size;
-        }
-    }
-}
-
-/// The index as one endpoint's writer sees it.
-struct EndpointLedger<'a> {
-    index: &'a PrefixIndex,
-    id: EndpointId,
-    generation: Generation,
-}
-
-impl Ledger for EndpointLedger<'_> {
-    fn reserve(&mut self) -> bool {
-        let max_blocks = self.index.limits.max_blocks;
-        let reserved = self.index.blocks.fetch_update(Relaxed, Relaxed, |blocks| {
-            (blocks < max_blocks).then_some(blocks + 1)
-        });
-        reserved.is_ok()
+    fn followed(&self, source: EventSource) {
+        PrefixIndex::followed(self, source);
     }
 
-    fn free(&mut self) {
-        self.index.blocks.fetch_sub(1, Relaxed);
+    fn clear(&self, source: EventSource) {
+        PrefixIndex::clear(self, source);
     }
 
-    fn hold(&mut self, key: RequestKey, tier: usize) {
-        self.index.holders.hold(key, self.id, self.generation, tier);
-    }
-
-    fn release(&mut self, key: RequestKey, tier: usize) {
-        self.index.holders.release(key, self.id, tier);
+    fn forget(&self, endpoint: EndpointId, generation: Generation) {
+        PrefixIndex::forget(self, endpoint, generation);
     }
 }

@@ -1,17 +1,26 @@
 //! The index against a plain model: sets of token prefixes, compared token by token.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use pointsman_proto::block_hash::KeyScope;
 use pointsman_proto::kv_events::{BlockRemoved, BlockStored, EngineHash, Event, Medium};
 use proptest::prelude::*;
 
 use super::*;
+use crate::fleet::kv_events::EventSource;
 use crate::fleet::{EndpointId, Generation};
 
 const MODEL: &str = "model";
-const A: (EndpointId, Generation) = (EndpointId(0), Generation(1));
-const B: (EndpointId, Generation) = (EndpointId(1), Generation(1));
+const A: EventSource = source(0, 1);
+const B: EventSource = source(1, 1);
+
+const fn source(endpoint: u32, generation: u32) -> EventSource {
+    EventSource {
+        endpoint: EndpointId(endpoint),
+        generation: Generation(generation),
+        rank: 0,
+    }
+}
 
 fn index() -> PrefixIndex {
     PrefixIndex::new(IndexLimits::default())
@@ -26,6 +35,7 @@ fn stored(hashes: &[u64], parent: Option<u64>, tokens: &[u32], block_size: u32) 
         lora_name: None,
         medium: Medium::Gpu,
         cache_salt: None,
+        extras: Vec::new(),
     }
 }
 
@@ -50,8 +60,8 @@ fn lookup(index: &PrefixIndex, scope: &KeyScope<'_>, tokens: &[u32]) -> Matches 
     out
 }
 
-fn tokens_at(index: &PrefixIndex, source: (EndpointId, Generation), tokens: &[u32]) -> u32 {
-    lookup(index, &scope(), tokens).tokens(source.0, source.1)
+fn tokens_at(index: &PrefixIndex, source: EventSource, tokens: &[u32]) -> u32 {
+    lookup(index, &scope(), tokens).tokens(source.endpoint, source.generation)
 }
 
 #[test]
@@ -89,12 +99,18 @@ fn each_endpoint_is_out_at_its_own_first_miss() {
     // The same hashes mean other content there, and other hashes the same content.
     index.apply(B, MODEL, &event(&[3, 1], &[5, 6]));
     let found = lookup(&index, &scope(), &[5, 6, 7, 8]);
-    assert_eq!(found.tokens(A.0, A.1), 3);
-    assert_eq!(found.tokens(B.0, B.1), 2);
+    assert_eq!(found.tokens(A.endpoint, A.generation), 3);
+    assert_eq!(found.tokens(B.endpoint, B.generation), 2);
     assert_eq!(found.longest(), 3);
     index.apply(B, MODEL, &removed(&[3]));
     let found = lookup(&index, &scope(), &[5, 6, 7, 8]);
-    assert_eq!((found.tokens(A.0, A.1), found.tokens(B.0, B.1)), (3, 0));
+    assert_eq!(
+        (
+            found.tokens(A.endpoint, A.generation),
+            found.tokens(B.endpoint, B.generation)
+        ),
+        (3, 0)
+    );
 }
 
 #[test]
@@ -111,12 +127,18 @@ fn scopes_do_not_share_blocks() {
         cache_salt: Some("salt"),
         ..scope()
     };
-    assert_eq!(lookup(&index, &with_salt, &[1, 2]).tokens(A.0, A.1), 2);
+    assert_eq!(
+        lookup(&index, &with_salt, &[1, 2]).tokens(A.endpoint, A.generation),
+        2
+    );
     let with_adapter = KeyScope {
         adapter: Some("adapter"),
         ..scope()
     };
-    assert_eq!(lookup(&index, &with_adapter, &[1, 2]).tokens(B.0, B.1), 2);
+    assert_eq!(
+        lookup(&index, &with_adapter, &[1, 2]).tokens(B.endpoint, B.generation),
+        2
+    );
     let other_model = KeyScope {
         model: "other",
         ..scope()
@@ -186,18 +208,33 @@ fn block_sizes_are_bounded() {
 #[test]
 fn a_full_index_refuses_until_blocks_go() {
     let index = PrefixIndex::new(IndexLimits {
-        max_blocks: 2,
+        max_bytes: index().stats().bytes + 20_000,
         max_orphans_per_endpoint: 8,
     });
-    let event = Event::BlockStored(stored(&[1, 2, 3], None, &[1, 2, 3], 1));
-    let refusal = Refusal::Full { refused: 1 };
-    assert_eq!(index.apply(A, MODEL, &event), Applied::Refused(refusal));
-    assert_eq!(index.stats().refused_blocks, 1);
-    assert_eq!(tokens_at(&index, A, &[1, 2, 3]), 2);
-    index.apply(A, MODEL, &removed(&[1]));
-    let other = Event::BlockStored(stored(&[9], None, &[9], 1));
-    assert_eq!(index.apply(B, MODEL, &other), Applied::Stored { blocks: 1 });
-    assert_eq!(index.stats().blocks, 2);
+    let event = |hash: u64| Event::BlockStored(stored(&[hash], None, &[hash as u32], 1));
+    let refusal = Applied::Refused(Refusal::Full { refused: 1 });
+    let stored = (0..10_000).take_while(|hash| index.apply(A, MODEL, &event(*hash)) != refusal);
+    let stored = stored.count() as u64;
+    assert!(stored > 50 && index.stats().refused_blocks == 1, "{stored}");
+    assert!(
+        index.stats().bytes < index_bytes_max(&index),
+        "{}",
+        index.stats().bytes
+    );
+    assert_eq!(tokens_at(&index, A, &[0]), 1);
+    let half: Vec<u64> = (0..stored / 2).collect();
+    index.apply(A, MODEL, &removed(&half));
+    assert_eq!(
+        index.apply(B, MODEL, &event(1)),
+        Applied::Stored { blocks: 1 }
+    );
+    assert_eq!(tokens_at(&index, B, &[1]), 1);
+}
+
+/// What an index may take that had 20,000 bytes to fill: one table may have grown past them.
+fn index_bytes_max(index: &PrefixIndex) -> usize {
+    let blocks = index.stats().blocks;
+    30_000 + blocks * 100
 }
 
 #[test]
@@ -217,8 +254,8 @@ fn tiers_are_kept_apart() {
     );
     index.apply(A, MODEL, &removed(&[2]));
     let found = lookup(&index, &scope(), &[1, 2, 3]);
-    assert_eq!(found.tokens(A.0, A.1), 3);
-    assert_eq!(found.gpu_tokens(A.0, A.1), 1);
+    assert_eq!(found.tokens(A.endpoint, A.generation), 3);
+    assert_eq!(found.gpu_tokens(A.endpoint, A.generation), 1);
     // It left the GPU already.
     assert_eq!(
         index.apply(A, MODEL, &removed(&[2])),
@@ -236,7 +273,7 @@ fn two_names_for_one_content_are_lost_with_the_last() {
     assert_eq!(tokens_at(&index, A, &[1]), 1);
     index.apply(A, MODEL, &removed(&[2]));
     assert_eq!(tokens_at(&index, A, &[1]), 0);
-    assert_eq!(index.stats().keys, 0);
+    assert_eq!(index.stats().runs, 0);
 }
 
 #[test]
@@ -253,17 +290,17 @@ fn a_hash_reused_for_other_content_means_the_new_one() {
 fn clears_reach_their_own_generation_only() {
     let index = index();
     let event = Event::BlockStored(stored(&[1], None, &[1], 1));
-    let next = (A.0, Generation(2));
+    let next = source(0, 2);
     index.apply(A, MODEL, &event);
     index.apply(B, MODEL, &event);
     index.apply(next, MODEL, &event);
     assert_eq!(tokens_at(&index, A, &[1]), 0);
     assert_eq!(tokens_at(&index, next, &[1]), 1);
     // What is late of the earlier generation does nothing.
-    index.clear(A.0, A.1);
+    index.clear(A);
     assert_eq!(index.apply(A, MODEL, &event), Applied::StaleGeneration);
     assert_eq!(tokens_at(&index, next, &[1]), 1);
-    index.clear(next.0, next.1);
+    index.clear(next);
     assert_eq!(tokens_at(&index, next, &[1]), 0);
     assert_eq!(tokens_at(&index, B, &[1]), 1);
     assert_eq!(index.stats().blocks, 1);
@@ -286,7 +323,10 @@ fn all_blocks_cleared_is_one_model_of_one_endpoint() {
         model: "other",
         ..scope()
     };
-    assert_eq!(lookup(&index, &other, &[1]).tokens(A.0, A.1), 1);
+    assert_eq!(
+        lookup(&index, &other, &[1]).tokens(A.endpoint, A.generation),
+        1
+    );
 }
 
 /// What may happen. Paths are token sequences of blocks of two; an engine names the block that ends
@@ -358,7 +398,7 @@ fn name(endpoint: u32, path: &[u32], alias: bool) -> u64 {
 /// parent's name.
 #[derive(Clone, Default, Debug)]
 struct Plain {
-    held: BTreeMap<u64, (Vec<u32>, BTreeSet<u8>)>,
+    held: BTreeMap<u64, (Vec<u32>, BTreeMap<u8, u32>)>,
     waiting: Vec<(u64, Vec<WaitingBlock>)>,
 }
 
@@ -391,7 +431,7 @@ impl Plain {
             if let Some(name) = block.name {
                 let held = self.held.entry(name).or_default();
                 held.0 = block.path;
-                held.1.insert(block.medium);
+                *held.1.entry(block.medium).or_default() += 1;
             }
         }
     }
@@ -403,7 +443,10 @@ impl Plain {
             }
         }
         if let Some((_, media)) = self.held.get_mut(&name) {
-            media.remove(&medium);
+            if let Some(copies) = media.get_mut(&medium) {
+                *copies -= 1;
+            }
+            media.retain(|_, copies| *copies > 0);
             if media.is_empty() {
                 self.held.remove(&name);
             }
@@ -413,7 +456,7 @@ impl Plain {
     fn matched(&self, prompt: &[u32], medium: Option<u8>) -> u32 {
         let holds = |path: &[u32]| {
             self.held.values().any(|(held, media)| {
-                held == path && medium.is_none_or(|medium| media.contains(&medium))
+                held == path && medium.is_none_or(|medium| media.contains_key(&medium))
             })
         };
         let blocks = (1..=prompt.len() / 2)
@@ -448,7 +491,7 @@ fn play(
                 .collect();
             let mut event = stored(&names, parent, &path[from * 2..], 2);
             event.medium = medium;
-            let source = (EndpointId(endpoint), generations[endpoint as usize]);
+            let source = source(endpoint, generations[endpoint as usize].0);
             index.apply(source, MODEL, &Event::BlockStored(event));
             let blocks = (from + 1..=path.len() / 2)
                 .zip(names)
@@ -471,22 +514,22 @@ fn play(
                 block_hashes: vec![EngineHash(name)],
                 medium,
             });
-            let source = (EndpointId(endpoint), generations[endpoint as usize]);
+            let source = source(endpoint, generations[endpoint as usize].0);
             index.apply(source, MODEL, &event);
             plain[endpoint as usize].remove(name, medium_number(medium));
         }
         Step::AllCleared { endpoint } => {
-            let source = (EndpointId(endpoint), generations[endpoint as usize]);
+            let source = source(endpoint, generations[endpoint as usize].0);
             index.apply(source, MODEL, &Event::AllBlocksCleared);
             plain[endpoint as usize] = Plain::default();
         }
         Step::Reset { endpoint } => {
-            index.clear(EndpointId(endpoint), generations[endpoint as usize]);
+            index.clear(source(endpoint, generations[endpoint as usize].0));
             plain[endpoint as usize] = Plain::default();
         }
         Step::NextGeneration { endpoint } => {
             let generation = &mut generations[endpoint as usize];
-            index.clear(EndpointId(endpoint), *generation);
+            index.forget(EndpointId(endpoint), *generation);
             generation.0 += 1;
             plain[endpoint as usize] = Plain::default();
         }
@@ -522,15 +565,17 @@ proptest! {
                     );
                 }
             }
-            let held: usize = plain.iter().map(|plain| plain.held.len()).sum();
+            let named = |plain: &Plain| plain.held.values().map(|(_, media)| media.len()).sum::<usize>();
+            let held: usize = plain.iter().map(named).sum();
             prop_assert_eq!(index.stats().blocks, held);
         }
         // Nothing is left behind once everything is cleared.
         for (number, generation) in generations.iter().enumerate() {
-            index.clear(EndpointId(number as u32), *generation);
+            index.forget(EndpointId(number as u32), *generation);
         }
+        while index.reclaim(100) {}
         let stats = index.stats();
-        prop_assert_eq!((stats.blocks, stats.keys, stats.orphans), (0, 0, 0));
+        prop_assert_eq!((stats.blocks, stats.runs, stats.orphans), (0, 0, 0));
     }
 }
 
@@ -545,7 +590,7 @@ fn readers_and_writers_of_many_threads_agree_in_the_end() {
             let (index, event) = (&index, &event);
             let hashes = &hashes;
             threads.spawn(move || {
-                let source = (EndpointId(writer), Generation(1));
+                let source = source(writer, 1);
                 for _ in 0..200 {
                     index.apply(source, MODEL, event);
                     index.apply(source, MODEL, &removed(hashes));
@@ -566,5 +611,5 @@ fn readers_and_writers_of_many_threads_agree_in_the_end() {
     for writer in 0..4 {
         assert_eq!(found.tokens(EndpointId(writer), Generation(1)), 256);
     }
-    assert_eq!(index.stats().keys, 16);
+    assert_eq!(index.stats().runs, 1);
 }

@@ -7,7 +7,7 @@
 use std::fmt::Write as _;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-use crate::fleet::kv_events::KvEventCounters;
+use crate::fleet::kv_events::{Count, KvEventCounters};
 use crate::fleet::scrape::ScrapeCounters;
 use crate::index::IndexStats;
 use crate::tokens::TokensStats;
@@ -22,9 +22,15 @@ pub fn render_index(stats: &IndexStats, page: &mut String) {
     );
     gauge(
         page,
-        "pointsman_prefix_index_keys",
-        "Distinct prefixes in the prefix index.",
-        stats.keys,
+        "pointsman_prefix_index_runs",
+        "Stretches of prompts that the prefix index keeps as one.",
+        stats.runs,
+    );
+    gauge(
+        page,
+        "pointsman_prefix_index_bytes",
+        "Memory of the prefix index.",
+        stats.bytes,
     );
     gauge(
         page,
@@ -72,67 +78,114 @@ pub fn render_index(stats: &IndexStats, page: &mut String) {
 
 /// Appends what came over the KV-event subscriptions.
 pub fn render_kv_events(counters: &KvEventCounters, page: &mut String) {
-    let of = |value: &AtomicU64| value.load(Relaxed);
-    counter(
-        page,
-        "llm_d_epp_kv_cache_events_messages_received_total",
-        "Event batches taken over, live and replayed.",
-        of(&counters.batches),
-    );
-    counter(
-        page,
-        "llm_d_epp_kv_cache_events_subscriber_reconnections_total",
-        "Connections made to event publishers.",
-        of(&counters.connects),
-    );
-    counter(
-        page,
-        "pointsman_kv_events_total",
-        "Events handed to the prefix index.",
-        of(&counters.events),
-    );
-    counter(
-        page,
-        "pointsman_kv_events_skipped_total",
-        "Events skipped because they are unknown or malformed.",
-        of(&counters.skipped_events),
-    );
-    counter(
-        page,
-        "pointsman_kv_events_malformed_batches_total",
-        "Event batches that could not be read.",
-        of(&counters.malformed_batches),
-    );
-    counter(
-        page,
-        "pointsman_kv_events_gaps_total",
-        "Jumps in the sequence numbers of events.",
-        of(&counters.gaps),
-    );
-    counter(
-        page,
-        "pointsman_kv_events_lost_batches_total",
-        "Event batches that no replay brought back.",
-        of(&counters.lost_batches),
-    );
-    counter(
-        page,
-        "pointsman_kv_events_replays_total",
-        "Replays asked for.",
-        of(&counters.replays),
-    );
-    counter(
-        page,
-        "pointsman_kv_events_replay_failures_total",
-        "Replays that did not come to their end.",
-        of(&counters.replay_failures),
-    );
-    counter(
-        page,
-        "pointsman_kv_events_resets_total",
-        "Engines that started their events over.",
-        of(&counters.resets),
-    );
+    for (name, help, count) in events_taken(counters)
+        .into_iter()
+        .chain(events_missed(counters))
+    {
+        counter(page, name, help, count.get());
+    }
+}
+
+type Row<'a> = (&'static str, &'static str, &'a Count);
+
+fn events_taken(counters: &KvEventCounters) -> [Row<'_>; 10] {
+    [
+        (
+            "llm_d_epp_kv_cache_events_messages_received_total",
+            "Event batches taken over, live and replayed.",
+            &counters.batches,
+        ),
+        (
+            "llm_d_epp_kv_cache_events_subscriber_reconnections_total",
+            "Connections made to event publishers.",
+            &counters.connects,
+        ),
+        (
+            "pointsman_kv_events_connect_failures_total",
+            "Connections to event publishers that could not be made.",
+            &counters.connect_failures,
+        ),
+        (
+            "pointsman_kv_events_total",
+            "Events handed to the prefix index.",
+            &counters.events,
+        ),
+        (
+            "pointsman_kv_events_duplicate_batches_total",
+            "Event batches that came again.",
+            &counters.duplicate_batches,
+        ),
+        (
+            "pointsman_kv_events_unknown_total",
+            "Events skipped because their tag is unknown.",
+            &counters.unknown_events,
+        ),
+        (
+            "pointsman_kv_events_unindexed_total",
+            "Events skipped because their blocks make no prefix that could be asked for.",
+            &counters.unindexed_events,
+        ),
+        (
+            "pointsman_kv_events_malformed_total",
+            "Events skipped because they cannot be read.",
+            &counters.malformed_events,
+        ),
+        (
+            "pointsman_kv_events_malformed_batches_total",
+            "Event batches that could not be read.",
+            &counters.malformed_batches,
+        ),
+        (
+            "pointsman_kv_events_rank_mismatches_total",
+            "Event batches that name another rank than their publisher's.",
+            &counters.rank_mismatches,
+        ),
+    ]
+}
+
+fn events_missed(counters: &KvEventCounters) -> [Row<'_>; 8] {
+    [
+        (
+            "pointsman_kv_events_gaps_total",
+            "Jumps in the sequence numbers of events.",
+            &counters.gaps,
+        ),
+        (
+            "pointsman_kv_events_lost_batches_total",
+            "Event batches that no replay brought back.",
+            &counters.lost_batches,
+        ),
+        (
+            "pointsman_kv_events_replays_total",
+            "Replays asked for.",
+            &counters.replays,
+        ),
+        (
+            "pointsman_kv_events_replay_failures_total",
+            "Times that catching up was given up.",
+            &counters.replay_failures,
+        ),
+        (
+            "pointsman_kv_events_truncated_replays_total",
+            "Replays that did not reach back to the first batch.",
+            &counters.truncated_replays,
+        ),
+        (
+            "pointsman_kv_events_without_replay_total",
+            "Publishers found without a replay address.",
+            &counters.without_replay,
+        ),
+        (
+            "pointsman_kv_events_resets_total",
+            "Times that all blocks of a rank were dropped.",
+            &counters.resets,
+        ),
+        (
+            "pointsman_kv_events_refused_ranks_total",
+            "Ranks left out because their endpoint names too many.",
+            &counters.refused_ranks,
+        ),
+    ]
 }
 
 /// Appends how reading the workers' metrics goes.
@@ -175,8 +228,38 @@ pub fn render_tokens(stats: &TokensStats, page: &mut String) {
     counter(
         page,
         "pointsman_tokenizer_cache_hits_total",
-        "Prompts whose token ids were remembered.",
+        "Prompts whose token ids were all remembered.",
         stats.cache_hits,
+    );
+    counter(
+        page,
+        "pointsman_tokenizer_pooled_prompts_total",
+        "Prompts with too much unseen text to be encoded where they arrived.",
+        stats.pooled,
+    );
+    counter(
+        page,
+        "pointsman_tokenizer_remembered_bytes_total",
+        "Bytes of text whose token ids were remembered.",
+        stats.remembered_bytes,
+    );
+    counter(
+        page,
+        "pointsman_tokenizer_encoded_bytes_total",
+        "Bytes of text that were encoded.",
+        stats.encoded_bytes,
+    );
+    counter(
+        page,
+        "pointsman_tokenizer_cache_evictions_total",
+        "Pieces of text whose token ids were let go at the cache's bound.",
+        stats.evicted,
+    );
+    gauge(
+        page,
+        "pointsman_tokenizer_cache_bytes",
+        "Bytes of text and token ids that are remembered.",
+        stats.cache_bytes as usize,
     );
 }
 

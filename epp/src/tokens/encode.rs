@@ -1,42 +1,54 @@
-//! Runs the models' encoders: short prompts where they arrive, long ones on a bounded blocking
-//! pool.
+//! Runs the models' encoders over what of a prompt was not encoded before.
 //!
-//! Encoding text takes about a microsecond a token. For a short prompt that is less than handing it
-//! to another thread and back; for a long one it would hold up every other stream of its runtime
-//! thread. The pool is bounded by permits that stay with the work, not with the waiter: an encoding
-//! whose deadline passed still occupies its place until it is done, so late work cannot pile up
-//! behind the deadline.
+//! A prompt is rendered and cut into pieces whose ids do not depend on one another; the pieces seen
+//! before cost a hash, a comparison and a copy of their ids. What is left decides where the rest is
+//! done: encoding takes about a microsecond a token, so a new turn is encoded where it arrives,
+//! which is cheaper than handing it to another thread and back, and a long unseen text goes to the
+//! [`Pool`], where it holds up nobody. The lock on the cache is held to find and to put pieces, never
+//! to compare, hash or encode them.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use pointsman_proto::prompt::{Prompt, PromptEncoder, PromptError};
+use pointsman_proto::prompt::{Prompt, PromptEncoder, PromptError, SpecialFrame};
 use serde_json::Value;
-use tokio::sync::Semaphore;
 
-use super::cache::{TextCache, TextKey};
+use super::TokensStats;
+use super::cache::{Piece, PieceCache};
+use super::pool::{Pool, PoolError};
+use super::stats::Counters;
+
+/// What an object or an array of a conversation costs to render, in bytes of text that cost as much.
+const CONTAINER_BYTES: usize = 256;
 
 /// Bounds of the room.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct TokenLimits {
-    /// Prompts of up to this many bytes of text are encoded at once.
+    /// Prompts of up to this many bytes are rendered and looked up where they arrive. Longer ones
+    /// go to the pool as they are.
+    pub inline_prompt_bytes_max: usize,
+    /// Up to this many bytes of unseen text are encoded where they arrive. More goes to the pool.
     pub inline_bytes_max: usize,
-    /// Long prompts encoded at the same time. One more is refused as [`Unavailable::Busy`].
-    pub concurrent_max: usize,
-    /// How long a long prompt may take.
+    /// Works of the pool that run at the same time.
+    pub running_max: usize,
+    /// Works that wait for others to end. One more is refused as [`Unavailable::Busy`].
+    pub waiting_max: usize,
+    /// How long the pool may take before the request goes on as [`Unavailable::Deadline`].
     pub deadline: Duration,
-    /// Bytes of texts and ids remembered.
+    /// Bytes of texts and ids remembered. What was not used for longest goes first.
     pub cache_bytes_max: usize,
 }
 
 impl Default for TokenLimits {
     fn default() -> Self {
         Self {
-            inline_bytes_max: 8 << 10,
-            concurrent_max: 16,
+            inline_prompt_bytes_max: 512 << 10,
+            inline_bytes_max: 4 << 10,
+            running_max: std::thread::available_parallelism().map_or(2, usize::from),
+            waiting_max: 64,
             deadline: Duration::from_millis(500),
             cache_bytes_max: 64 << 20,
         }
@@ -70,14 +82,20 @@ impl Unavailable {
     }
 }
 
-/// Counts since the start.
-#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
-pub struct TokensStats {
-    pub encoded: u64,
-    pub cache_hits: u64,
-    pub busy: u64,
-    pub deadline: u64,
-    pub failed: u64,
+impl From<PoolError> for Unavailable {
+    fn from(error: PoolError) -> Self {
+        match error {
+            PoolError::Full => Self::Busy,
+            PoolError::Deadline => Self::Deadline,
+            PoolError::Panicked(_) => Self::Failed(error.to_string()),
+        }
+    }
+}
+
+impl From<PromptError> for Unavailable {
+    fn from(error: PromptError) -> Self {
+        Self::Failed(error.to_string())
+    }
 }
 
 /// The encoders and what they did so far.
@@ -86,33 +104,15 @@ pub struct Tokens {
     limits: TokenLimits,
     by_model: HashMap<String, usize>,
     shared: Arc<Shared>,
-    permits: Arc<Semaphore>,
+    pool: Pool,
 }
 
-/// What the blocking pool's work holds on to.
+/// What the pool's works hold on to.
+#[derive(Debug)]
 struct Shared {
     encoders: Vec<Arc<PromptEncoder>>,
-    cache: Mutex<TextCache>,
+    cache: Mutex<PieceCache>,
     counters: Counters,
-}
-
-#[derive(Debug, Default)]
-struct Counters {
-    encoded: AtomicU64,
-    cache_hits: AtomicU64,
-    busy: AtomicU64,
-    deadline: AtomicU64,
-    failed: AtomicU64,
-}
-
-impl std::fmt::Debug for Shared {
-    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        formatter
-            .debug_struct("Shared")
-            .field("encoders", &self.encoders.len())
-            .field("counters", &self.counters)
-            .finish_non_exhaustive()
-    }
 }
 
 impl Tokens {
@@ -132,10 +132,10 @@ impl Tokens {
             by_model,
             shared: Arc::new(Shared {
                 encoders,
-                cache: Mutex::new(TextCache::new(limits.cache_bytes_max)),
+                cache: Mutex::new(PieceCache::new(limits.cache_bytes_max)),
                 counters: Counters::default(),
             }),
-            permits: Arc::new(Semaphore::new(limits.concurrent_max)),
+            pool: Pool::new(limits.running_max, limits.waiting_max, limits.deadline),
         }
     }
 
@@ -145,13 +145,11 @@ impl Tokens {
             // Ids need no encoder, and whether the model knows them is for its worker to say.
             return Ok(Arc::from(tokens.as_slice()));
         }
-        let place = self.place(model).ok_or(Unavailable::NoTokenizer)?;
-        let outcome = if text_bytes(prompt) <= self.limits.inline_bytes_max {
-            self.shared.encode(place, prompt)
-        } else {
-            self.encode_long(place, prompt.clone()).await
+        let outcome = match self.place(model) {
+            Some(place) => self.encode_by(place, prompt).await,
+            None => Err(Unavailable::NoTokenizer),
         };
-        self.shared.count(&outcome);
+        self.shared.counters.count_outcome(&outcome);
         outcome
     }
 
@@ -162,13 +160,11 @@ impl Tokens {
 
     /// The counts as they are.
     pub fn stats(&self) -> TokensStats {
-        let counters = &self.shared.counters;
+        let cache = self.shared.cache.lock();
         TokensStats {
-            encoded: counters.encoded.load(Relaxed),
-            cache_hits: counters.cache_hits.load(Relaxed),
-            busy: counters.busy.load(Relaxed),
-            deadline: counters.deadline.load(Relaxed),
-            failed: counters.failed.load(Relaxed),
+            cache_bytes: cache.bytes() as u64,
+            evicted: cache.evicted(),
+            ..self.shared.counters.stats()
         }
     }
 
@@ -179,81 +175,214 @@ impl Tokens {
             .copied()
     }
 
-    async fn encode_long(&self, place: usize, prompt: Prompt) -> Result<Arc<[u32]>, Unavailable> {
-        let permit = Arc::clone(&self.permits)
-            .try_acquire_owned()
-            .map_err(|_| Unavailable::Busy)?;
-        let shared = Arc::clone(&self.shared);
-        let work = tokio::task::spawn_blocking(move || {
-            let outcome = shared.encode(place, &prompt);
-            drop(permit);
-            outcome
-        });
-        match tokio::time::timeout(self.limits.deadline, work).await {
-            Ok(Ok(outcome)) => outcome,
-            Ok(Err(error)) => Err(Unavailable::Failed(error.to_string())),
-            Err(_) => Err(Unavailable::Deadline),
+    async fn encode_by(&self, place: usize, prompt: &Prompt) -> Result<Arc<[u32]>, Unavailable> {
+        if prompt_bytes(prompt) > self.limits.inline_prompt_bytes_max {
+            let prompt = prompt.clone();
+            return self
+                .encode_pooled(place, move |reader| reader.encode(&reader.text(&prompt)?))
+                .await;
         }
+        let text = {
+            let reader = self.shared.reader(place)?;
+            let text = reader.text(prompt)?;
+            let parts = reader.look_up(&text);
+            if parts.missing_bytes() <= self.limits.inline_bytes_max {
+                return reader.fill(parts);
+            }
+            text.into_owned()
+        };
+        self.encode_pooled(place, move |reader| reader.encode(&text))
+            .await
+    }
+
+    async fn encode_pooled(
+        &self,
+        place: usize,
+        work: impl FnOnce(&Reader<'_>) -> Result<Arc<[u32]>, Unavailable> + Send + 'static,
+    ) -> Result<Arc<[u32]>, Unavailable> {
+        self.shared.counters.count_pooled();
+        let shared = Arc::clone(&self.shared);
+        self.pool.run(move || work(&shared.reader(place)?)).await?
     }
 }
 
 impl Shared {
-    fn encode(&self, place: usize, prompt: &Prompt) -> Result<Arc<[u32]>, Unavailable> {
+    fn reader(&self, place: usize) -> Result<Reader<'_>, Unavailable> {
         let encoder = self.encoders.get(place).ok_or(Unavailable::NoTokenizer)?;
-        match prompt {
-            Prompt::Chat(chat) => {
-                let text = encoder.render(chat).map_err(|error| failed(&error))?;
-                self.encode_text(encoder, place, &text, false)
-            }
-            Prompt::Text(text) => self.encode_text(encoder, place, text, true),
-            Prompt::Tokens(tokens) => Ok(Arc::from(tokens.as_slice())),
+        Ok(Reader {
+            shared: self,
+            place,
+            encoder,
+        })
+    }
+}
+
+/// One encoder at work.
+struct Reader<'a> {
+    shared: &'a Shared,
+    place: usize,
+    encoder: &'a PromptEncoder,
+}
+
+/// The text of a prompt.
+struct PromptText<'p> {
+    text: Cow<'p, str>,
+    /// Whether the tokenizer adds its special tokens: a chat's are written by its template.
+    special_tokens: bool,
+}
+
+impl PromptText<'_> {
+    fn into_owned(self) -> PromptText<'static> {
+        PromptText {
+            text: Cow::Owned(self.text.into_owned()),
+            special_tokens: self.special_tokens,
         }
     }
+}
 
-    fn encode_text(
-        &self,
-        encoder: &PromptEncoder,
-        place: usize,
-        text: &str,
-        special_tokens: bool,
-    ) -> Result<Arc<[u32]>, Unavailable> {
-        let key = TextKey {
-            encoder: place,
-            special_tokens,
+/// A text in its pieces.
+struct Parts<'t> {
+    parts: Vec<Part<'t>>,
+    encoding: Encoding<'t>,
+}
+
+/// How special tokens that are not in the text come to its ids.
+#[derive(Clone, Copy)]
+enum Encoding<'t> {
+    /// There are none.
+    Plain,
+    /// They are put around the ids of the parts.
+    Framed(&'t SpecialFrame),
+    /// The tokenizer does more than to put some around, so the text is one part and encoded with
+    /// them.
+    Whole,
+}
+
+struct Part<'t> {
+    text: &'t str,
+    hash: u64,
+    known: Option<Arc<Piece>>,
+}
+
+impl Parts<'_> {
+    fn missing_bytes(&self) -> usize {
+        let missing = self.parts.iter().filter(|part| part.known.is_none());
+        missing.map(|part| part.text.len()).sum()
+    }
+}
+
+impl<'a> Reader<'a> {
+    fn text<'p>(&self, prompt: &'p Prompt) -> Result<PromptText<'p>, Unavailable> {
+        Ok(match prompt {
+            Prompt::Chat(chat) => PromptText {
+                text: Cow::Owned(self.encoder.render(chat)?),
+                special_tokens: false,
+            },
+            Prompt::Text(text) => PromptText {
+                text: Cow::Borrowed(text),
+                special_tokens: true,
+            },
+            // Ids have been answered before, and are no text.
+            Prompt::Tokens(_) => PromptText {
+                text: Cow::Borrowed(""),
+                special_tokens: false,
+            },
+        })
+    }
+
+    fn encode(&self, text: &PromptText<'_>) -> Result<Arc<[u32]>, Unavailable> {
+        self.fill(self.look_up(text))
+    }
+
+    fn look_up<'t>(&self, text: &'t PromptText<'_>) -> Parts<'t>
+    where
+        'a: 't,
+    {
+        let encoding = match (text.special_tokens, self.encoder.special_frame()) {
+            (false, _) => Encoding::Plain,
+            (true, Some(frame)) => Encoding::Framed(frame),
+            (true, None) => Encoding::Whole,
+        };
+        let number = self.number(encoding);
+        let pieces = match encoding {
+            Encoding::Plain | Encoding::Framed(_) => self.encoder.cuts().pieces(&text.text),
+            Encoding::Whole => vec![&*text.text],
+        };
+        let part = |text: &'t str| Part {
             text,
+            hash: Piece::hash(number, text),
+            known: None,
         };
-        let cached = self.cache.lock().get(&key);
-        if let Some(ids) = cached {
-            self.counters.cache_hits.fetch_add(1, Relaxed);
-            return Ok(ids);
+        let mut parts: Vec<Part<'t>> = pieces.into_iter().map(part).collect();
+        {
+            let mut cache = self.shared.cache.lock();
+            for part in &mut parts {
+                part.known = cache.get(part.hash);
+            }
         }
-        let ids: Arc<[u32]> = encoder
-            .encode_text(text, special_tokens)
-            .map_err(|error| failed(&error))?
-            .into();
-        self.cache.lock().put(&key, Arc::clone(&ids));
-        Ok(ids)
+        for part in &mut parts {
+            let right = |piece: &Arc<Piece>| piece.is_for(number, part.text);
+            part.known = part.known.take().filter(right);
+        }
+        Parts { parts, encoding }
     }
 
-    fn count(&self, outcome: &Result<Arc<[u32]>, Unavailable>) {
-        let counter = match outcome {
-            Ok(_) => &self.counters.encoded,
-            Err(Unavailable::NoTokenizer) => return,
-            Err(Unavailable::Busy) => &self.counters.busy,
-            Err(Unavailable::Deadline) => &self.counters.deadline,
-            Err(Unavailable::Failed(_)) => &self.counters.failed,
-        };
-        counter.fetch_add(1, Relaxed);
+    /// The number under which pieces are remembered: whole texts with their special tokens apart
+    /// from all others.
+    fn number(&self, encoding: Encoding<'_>) -> usize {
+        self.place << 1 | usize::from(matches!(encoding, Encoding::Whole))
+    }
+
+    /// Encodes what is not known, remembers it, and puts all ids together.
+    fn fill(&self, mut parts: Parts<'_>) -> Result<Arc<[u32]>, Unavailable> {
+        let text_bytes = parts.parts.iter().map(|part| part.text.len()).sum();
+        self.shared
+            .counters
+            .count_text(text_bytes, parts.missing_bytes());
+        let number = self.number(parts.encoding);
+        let special_tokens = matches!(parts.encoding, Encoding::Whole);
+        let mut new = Vec::new();
+        for part in parts.parts.iter_mut().filter(|part| part.known.is_none()) {
+            let ids = self.encoder.encode_text(part.text, special_tokens)?;
+            let piece = Arc::new(Piece::new(number, part.text, ids.into()));
+            new.push((part.hash, Arc::clone(&piece)));
+            part.known = Some(piece);
+        }
+        if !new.is_empty() {
+            let mut cache = self.shared.cache.lock();
+            for (hash, piece) in new {
+                cache.put(hash, piece);
+            }
+        }
+        Ok(joined(&parts))
     }
 }
 
-fn failed(error: &PromptError) -> Unavailable {
-    Unavailable::Failed(error.to_string())
+/// The ids of all parts, with the frame around them. Those of a single part are shared.
+fn joined(parts: &Parts<'_>) -> Arc<[u32]> {
+    let (before, after): (&[u32], &[u32]) = match parts.encoding {
+        Encoding::Plain | Encoding::Whole => (&[], &[]),
+        Encoding::Framed(frame) => (&frame.before, &frame.after),
+    };
+    let known = || parts.parts.iter().filter_map(|part| part.known.as_ref());
+    if let ([_], [], []) = (parts.parts.as_slice(), before, after)
+        && let Some(only) = known().next()
+    {
+        return Arc::clone(only.ids());
+    }
+    let count: usize = known().map(|piece| piece.ids().len()).sum();
+    let mut ids = Vec::with_capacity(before.len() + count + after.len());
+    ids.extend_from_slice(before);
+    for piece in known() {
+        ids.extend_from_slice(piece.ids());
+    }
+    ids.extend_from_slice(after);
+    ids.into()
 }
 
-/// Bytes of text in a prompt: what decides whether it is long. An estimate from below for a chat,
-/// whose template adds its own.
-fn text_bytes(prompt: &Prompt) -> usize {
+/// What a prompt costs to render and to look up, in bytes: its text, and for a chat its containers.
+/// An estimate from below, as a template adds its own text.
+fn prompt_bytes(prompt: &Prompt) -> usize {
     match prompt {
         Prompt::Chat(chat) => {
             value_bytes(&chat.messages) + chat.tools.as_ref().map_or(0, value_bytes)
@@ -266,124 +395,16 @@ fn text_bytes(prompt: &Prompt) -> usize {
 fn value_bytes(value: &Value) -> usize {
     match value {
         Value::String(text) => text.len(),
-        Value::Array(items) => items.iter().map(value_bytes).sum(),
-        Value::Object(fields) => fields
-            .iter()
-            .map(|(name, value)| name.len() + value_bytes(value))
-            .sum(),
+        Value::Array(items) => CONTAINER_BYTES + items.iter().map(value_bytes).sum::<usize>(),
+        Value::Object(fields) => {
+            let fields = fields
+                .iter()
+                .map(|(name, value)| name.len() + value_bytes(value));
+            CONTAINER_BYTES + fields.sum::<usize>()
+        }
         Value::Null | Value::Bool(_) | Value::Number(_) => 8,
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use std::path::Path;
-
-    use pointsman_proto::prompt::ChatPrompt;
-    use serde_json::json;
-
-    use super::*;
-
-    /// A tokenizer of words, with a template that writes each message after its role.
-    fn encoder() -> Arc<PromptEncoder> {
-        let folder = tempfile::tempdir().unwrap();
-        write_model(folder.path());
-        Arc::new(PromptEncoder::load(folder.path()).unwrap())
-    }
-
-    fn write_model(folder: &Path) {
-        let tokenizer = json!({
-            "version": "1.0",
-            "truncation": null,
-            "padding": null,
-            "added_tokens": [],
-            "normalizer": null,
-            "pre_tokenizer": {"type": "Whitespace"},
-            "post_processor": null,
-            "decoder": null,
-            "model": {
-                "type": "WordLevel",
-                "vocab": {"<unk>": 0, "user": 1, "hello": 2, "world": 3},
-                "unk_token": "<unk>"
-            }
-        });
-        std::fs::write(folder.join("tokenizer.json"), tokenizer.to_string()).unwrap();
-        let template = "{% for m in messages %}{{ m.role }} {{ m.content }} {% endfor %}";
-        std::fs::write(folder.join("chat_template.jinja"), template).unwrap();
-        std::fs::write(folder.join("tokenizer_config.json"), "{}").unwrap();
-    }
-
-    fn tokens(limits: TokenLimits) -> Tokens {
-        Tokens::new([("model".to_owned(), encoder())], limits)
-    }
-
-    fn chat(content: &str) -> Prompt {
-        Prompt::Chat(ChatPrompt::new(
-            json!([{"role": "user", "content": content}]),
-        ))
-    }
-
-    #[tokio::test]
-    async fn chats_and_texts_are_encoded_and_remembered() {
-        let tokens = tokens(TokenLimits::default());
-        let ids = tokens.encode("model", &chat("hello world")).await.unwrap();
-        assert_eq!(&*ids, [1, 2, 3]);
-        let again = tokens.encode("model", &chat("hello world")).await.unwrap();
-        assert_eq!(ids, again);
-        let text = Prompt::Text("world hello".to_owned());
-        assert_eq!(&*tokens.encode("model", &text).await.unwrap(), [3, 2]);
-        let stats = tokens.stats();
-        assert_eq!((stats.encoded, stats.cache_hits), (3, 1));
-    }
-
-    #[tokio::test]
-    async fn token_ids_need_no_tokenizer_and_text_does() {
-        let tokens = tokens(TokenLimits::default());
-        let ids = Prompt::Tokens(vec![9, 8]);
-        assert_eq!(&*tokens.encode("other", &ids).await.unwrap(), [9, 8]);
-        let text = Prompt::Text("hello".to_owned());
-        assert_eq!(
-            tokens.encode("other", &text).await,
-            Err(Unavailable::NoTokenizer)
-        );
-        let any = Tokens::new([(String::new(), encoder())], TokenLimits::default());
-        assert_eq!(&*any.encode("other", &text).await.unwrap(), [2]);
-    }
-
-    #[tokio::test]
-    async fn a_bad_conversation_fails_with_its_reason() {
-        let tokens = tokens(TokenLimits::default());
-        let bad = Prompt::Chat(ChatPrompt::new(json!("not an array")));
-        let error = tokens.encode("model", &bad).await.unwrap_err();
-        assert_eq!(error.label(), "failed");
-        assert_eq!(tokens.stats().failed, 1);
-    }
-
-    #[tokio::test]
-    async fn long_prompts_take_a_place_in_the_pool() {
-        let long = Prompt::Text("hello ".repeat(100));
-        let open = tokens(TokenLimits {
-            inline_bytes_max: 16,
-            ..TokenLimits::default()
-        });
-        assert_eq!(open.encode("model", &long).await.unwrap().len(), 100);
-        let closed = tokens(TokenLimits {
-            inline_bytes_max: 16,
-            concurrent_max: 0,
-            ..TokenLimits::default()
-        });
-        assert_eq!(closed.encode("model", &long).await, Err(Unavailable::Busy));
-        assert_eq!(closed.stats().busy, 1);
-        // Some hundred milliseconds of work against no time at all.
-        let very_long = Prompt::Text("hello ".repeat(400_000));
-        let late = tokens(TokenLimits {
-            inline_bytes_max: 16,
-            deadline: Duration::ZERO,
-            ..TokenLimits::default()
-        });
-        assert_eq!(
-            late.encode("model", &very_long).await,
-            Err(Unavailable::Deadline)
-        );
-    }
-}
+mod tests;

@@ -1,15 +1,16 @@
-//! Msgpack payloads to event batches.
+//! One event's bytes to an event.
 //!
-//! Each event is first delimited by a generic skip and then read within its own bytes. So a
-//! malformed event costs nothing but itself, and no count inside it can ask for more memory than
-//! its own bytes allow.
+//! Both forms come down to the same fields, each still encoded; what a field means is read only
+//! then. Every count is checked against the bytes that are there and against a bound of its own
+//! before anything is reserved for it.
 
 use rmp::Marker;
 
+use super::extra_keys::{ExtraKeys, ExtraKeysError};
 use super::reader::{Integer, ReadError, Reader};
 use super::{
-    BlockRemoved, BlockStored, EngineHash, Event, EventBatch, MAX_EVENTS, MAX_NESTING,
-    MAX_PAYLOAD_BYTES, Medium,
+    BlockRemoved, BlockStored, EngineHash, Event, MAX_EVENT_BLOCKS, MAX_EVENT_TOKENS, MAX_NESTING,
+    Medium,
 };
 
 /// Characters of an unknown tag that a [`Skipped`] keeps.
@@ -20,102 +21,36 @@ const MAX_TAG_CHARS: usize = 64;
 /// usable, or the other way round.
 const PREFIX_KINDS: [&str; 3] = ["full_attention", "mla", "sink_full"];
 
-/// A payload, read.
-#[derive(Clone, PartialEq, Debug)]
-pub struct Decoded {
-    /// The events that could be read, in order.
-    pub batch: EventBatch,
-    /// Those that could not, in order; at most [`MAX_EVENTS`].
-    pub skipped: Vec<Skipped>,
+/// An event and the cache group that it is about; 0 where it names none.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct GroupEvent {
+    /// The event.
+    pub event: Event,
+    /// Its cache group. AllBlocksCleared is about all of them and carries 0.
+    pub group: u32,
+}
+
+/// Why one event was left out.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Skip {
+    /// Its tag is none that we know: the engine is newer than we are.
+    UnknownTag,
+    /// It is well-formed and about blocks that make no prefix that anybody could ask for: another
+    /// kind of cache, an unknown medium, an adapter without its name.
+    NotIndexed,
+    /// It cannot be read.
+    Malformed,
 }
 
 /// One event that was left out of the batch.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Skipped {
+    /// Why, in short.
+    pub skip: Skip,
     /// The event's tag, cut to 64 characters; empty where none could be read.
     pub tag: String,
     /// What is wrong with it.
     pub reason: String,
-}
-
-/// Why a whole payload is refused.
-#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
-pub enum DecodeError {
-    /// The payload passes [`MAX_PAYLOAD_BYTES`].
-    #[error("payload of {bytes} bytes, at most {MAX_PAYLOAD_BYTES} are read")]
-    TooLarge {
-        /// Size of the payload.
-        bytes: usize,
-    },
-    /// The batch passes [`MAX_EVENTS`].
-    #[error("batch of {events} events, at most {MAX_EVENTS} are read")]
-    TooManyEvents {
-        /// Number of events it announces.
-        events: usize,
-    },
-    /// The outer array or its timestamp, event list or rank cannot be followed.
-    #[error("malformed batch: {part}: {reason}")]
-    Malformed {
-        /// The part of the batch.
-        part: &'static str,
-        /// What is wrong with it.
-        reason: String,
-    },
-}
-
-/// Reads one payload, in either form. Bytes after the batch are ignored.
-///
-/// # Errors
-///
-/// [`DecodeError`] when the payload is too large or its outer structure cannot be followed. A
-/// single bad event is no error: it is listed in [`Decoded::skipped`].
-pub fn decode(payload: &[u8]) -> Result<Decoded, DecodeError> {
-    if payload.len() > MAX_PAYLOAD_BYTES {
-        return Err(DecodeError::TooLarge {
-            bytes: payload.len(),
-        });
-    }
-    let mut reader = Reader::new(payload);
-    let fields = reader.array_len().map_err(malformed("batch"))?;
-    if fields < 2 {
-        return Err(DecodeError::Malformed {
-            part: "batch",
-            reason: format!("expected at least 2 fields, found {fields}"),
-        });
-    }
-    let timestamp_s = reader.f64().map_err(malformed("timestamp"))?;
-    let count = reader.array_len().map_err(malformed("events"))?;
-    if count > MAX_EVENTS {
-        return Err(DecodeError::TooManyEvents { events: count });
-    }
-    let mut decoded = Decoded {
-        batch: EventBatch {
-            timestamp_s,
-            events: Vec::new(),
-            data_parallel_rank: None,
-        },
-        skipped: Vec::new(),
-    };
-    for _ in 0..count {
-        // The batch and its list of events are two levels already.
-        let bytes = reader.skip(MAX_NESTING - 2).map_err(malformed("events"))?;
-        match event(bytes) {
-            Ok(event) => decoded.batch.events.push(event),
-            Err(skipped) => decoded.skipped.push(skipped),
-        }
-    }
-    if fields > 2 && !reader.nil().map_err(malformed("data_parallel_rank"))? {
-        let rank = reader.u32().map_err(malformed("data_parallel_rank"))?;
-        decoded.batch.data_parallel_rank = Some(rank);
-    }
-    Ok(decoded)
-}
-
-fn malformed(part: &'static str) -> impl Fn(ReadError) -> DecodeError {
-    move |error| DecodeError::Malformed {
-        part,
-        reason: error.to_string(),
-    }
 }
 
 /// What is wrong with one event: the field and why, or a sentence about the whole.
@@ -136,29 +71,53 @@ enum EventError {
     UnknownMedium,
     #[error("blocks of this cache kind do not make a prefix")]
     NotAPrefix,
+    #[error("an adapter without its name")]
+    NamelessAdapter,
+    #[error("{field}: {count} entries, at most {most} are read")]
+    TooMany {
+        field: &'static str,
+        count: usize,
+        most: usize,
+    },
+    #[error(transparent)]
+    ExtraKeys(#[from] ExtraKeysError),
     #[error("unknown event")]
     UnknownTag,
     #[error("{0}")]
     Shape(#[from] ReadError),
 }
 
+impl EventError {
+    fn skip(&self) -> Skip {
+        match self {
+            Self::UnknownTag => Skip::UnknownTag,
+            Self::UnknownMedium | Self::NotAPrefix | Self::NamelessAdapter => Skip::NotIndexed,
+            _ => Skip::Malformed,
+        }
+    }
+}
+
 /// Reads the one event that `bytes` hold.
-fn event(bytes: &[u8]) -> Result<Event, Skipped> {
-    let fields = Fields::split(bytes).map_err(|error| Skipped {
-        tag: String::new(),
+pub(super) fn event(bytes: &[u8]) -> Result<GroupEvent, Skipped> {
+    let skipped = |tag: &str, error: &EventError| Skipped {
+        skip: error.skip(),
+        tag: tag.chars().take(MAX_TAG_CHARS).collect(),
         reason: error.to_string(),
-    })?;
-    let tag = fields.tag;
-    let event = match tag {
+    };
+    let fields = Fields::split(bytes).map_err(|error| skipped("", &error))?;
+    let event = match fields.tag {
         "BlockStored" => stored(&fields).map(Event::BlockStored),
         "BlockRemoved" => removed(&fields).map(Event::BlockRemoved),
         "AllBlocksCleared" => Ok(Event::AllBlocksCleared),
         _ => Err(EventError::UnknownTag),
     };
-    event.map_err(|error| Skipped {
-        tag: tag.chars().take(MAX_TAG_CHARS).collect(),
-        reason: error.to_string(),
-    })
+    match event {
+        Ok(event) => Ok(GroupEvent {
+            event,
+            group: fields.group(),
+        }),
+        Err(error) => Err(skipped(fields.tag, &error)),
+    }
 }
 
 /// The fields of an event that mean something to us, each still encoded. Both forms come down to
@@ -171,8 +130,10 @@ struct Fields<'a> {
     token_ids: Option<Reader<'a>>,
     block_size: Option<Reader<'a>>,
     medium: Option<Reader<'a>>,
+    lora_id: Option<Reader<'a>>,
     lora_name: Option<Reader<'a>>,
     extra_keys: Option<Reader<'a>>,
+    group: Option<Reader<'a>>,
     kind: Option<Reader<'a>>,
 }
 
@@ -221,7 +182,7 @@ impl<'a> Fields<'a> {
             "group_idx",
             "kv_cache_spec_kind",
         ];
-        const REMOVED: [&str; 2] = ["block_hashes", "medium"];
+        const REMOVED: [&str; 3] = ["block_hashes", "medium", "group_idx"];
         let count = reader.array_len()?;
         if count == 0 {
             return Err(EventError::Missing("type"));
@@ -249,12 +210,28 @@ impl<'a> Fields<'a> {
             "token_ids" => &mut self.token_ids,
             "block_size" => &mut self.block_size,
             "medium" => &mut self.medium,
+            "lora_id" => &mut self.lora_id,
+            "group_idx" => &mut self.group,
             "lora_name" => &mut self.lora_name,
             "extra_keys" => &mut self.extra_keys,
             "kv_cache_spec_kind" => &mut self.kind,
             _ => return,
         };
         *place = Some(Reader::new(value));
+    }
+
+    fn group(&self) -> u32 {
+        self.group
+            .and_then(|mut group| group.u32().ok())
+            .unwrap_or(0)
+    }
+
+    /// Whether the blocks belong to an adapter of which only the number is known. Numbers start at
+    /// 1 and differ from engine to engine, so nobody could ask for it.
+    fn has_nameless_adapter(&self) -> bool {
+        let number = self.lora_id.and_then(|mut id| id.integer().ok());
+        let numbered = number.is_some_and(|id| id != Integer::Unsigned(0));
+        numbered && optional_str(self.lora_name).is_none()
     }
 }
 
@@ -264,32 +241,70 @@ fn stored(fields: &Fields<'_>) -> Result<BlockStored, EventError> {
     {
         return Err(EventError::NotAPrefix);
     }
+    if fields.has_nameless_adapter() {
+        return Err(EventError::NamelessAdapter);
+    }
+    let medium = medium(fields)?;
     let block_hashes = hashes(fields)?;
     let parent = match present(fields.parent) {
         None => None,
         Some(mut reader) => Some(hash("parent_block_hash", &mut reader)?),
     };
-    let mut tokens = fields.token_ids.ok_or(EventError::Missing("token_ids"))?;
-    let count = in_field("token_ids", tokens.array_len())?;
-    let mut token_ids = Vec::with_capacity(count);
-    for _ in 0..count {
-        token_ids.push(in_field("token_ids", tokens.u32())?);
-    }
+    let token_ids = token_ids(fields)?;
     let mut size = fields.block_size.ok_or(EventError::Missing("block_size"))?;
     let block_size = in_field("block_size", size.u32())?;
     if block_size == 0 {
         return Err(EventError::NoBlockSize);
     }
     let lora_name = optional_str(fields.lora_name);
+    let keys = ExtraKeys::read(
+        extra_keys(fields),
+        block_hashes.len(),
+        lora_name,
+        parent.is_none(),
+    )?;
+    let metadata_salt = parent.is_none().then(|| metadata_salt(fields)).flatten();
     Ok(BlockStored {
         block_hashes,
         parent,
         token_ids,
         block_size,
-        medium: medium(fields)?,
-        cache_salt: cache_salt(fields.extra_keys, lora_name).map(str::to_owned),
+        medium,
+        cache_salt: keys.salt.or(metadata_salt).map(str::to_owned),
         lora_name: lora_name.map(str::to_owned),
+        extras: keys.extras,
     })
+}
+
+fn token_ids(fields: &Fields<'_>) -> Result<Vec<u32>, EventError> {
+    const FIELD: &str = "token_ids";
+    let mut reader = fields.token_ids.ok_or(EventError::Missing(FIELD))?;
+    let count = in_field(FIELD, reader.array_len())?;
+    within(FIELD, count, MAX_EVENT_TOKENS)?;
+    let mut token_ids = Vec::with_capacity(count);
+    for _ in 0..count {
+        token_ids.push(in_field(FIELD, reader.u32())?);
+    }
+    Ok(token_ids)
+}
+
+/// The extra keys, in their own place or in that of the adapter's name, which SGLang lacks.
+fn extra_keys<'a>(fields: &Fields<'a>) -> Option<Reader<'a>> {
+    let list = |field: Option<Reader<'a>>| field.filter(|reader| { *reader }.array_len().is_ok());
+    list(fields.extra_keys).or_else(|| list(fields.lora_name))
+}
+
+/// The salt in SGLang's metadata, a map in the place of the adapter's name.
+fn metadata_salt<'a>(fields: &Fields<'a>) -> Option<&'a str> {
+    let mut metadata = fields.lora_name?;
+    for _ in 0..metadata.map_len().ok()? {
+        let key = Reader::new(metadata.skip(MAX_NESTING).ok()?).str();
+        let mut value = Reader::new(metadata.skip(MAX_NESTING).ok()?);
+        if key == Ok("cache_salt") {
+            return value.str().ok();
+        }
+    }
+    None
 }
 
 fn removed(fields: &Fields<'_>) -> Result<BlockRemoved, EventError> {
@@ -304,6 +319,7 @@ fn hashes(fields: &Fields<'_>) -> Result<Vec<EngineHash>, EventError> {
         .block_hashes
         .ok_or(EventError::Missing("block_hashes"))?;
     let count = in_field("block_hashes", reader.array_len())?;
+    within("block_hashes", count, MAX_EVENT_BLOCKS)?;
     let mut hashes = Vec::with_capacity(count);
     for _ in 0..count {
         hashes.push(hash("block_hashes", &mut reader)?);
@@ -347,25 +363,11 @@ fn optional_str(field: Option<Reader<'_>>) -> Option<&str> {
     field.and_then(|mut reader| reader.str().ok())
 }
 
-/// The salt in `[[key, …] | nil, …]`: the last string in the first block's keys that is not the
-/// adapter's name. Keys are untagged on the wire; images show as nested arrays or in the entries of
-/// later blocks, and vLLM puts the salt behind the adapter. Whatever has another shape holds no
-/// salt.
-fn cache_salt<'a>(extra_keys: Option<Reader<'a>>, lora_name: Option<&str>) -> Option<&'a str> {
-    let mut reader = extra_keys?;
-    if reader.array_len().ok()? == 0 {
-        return None;
+fn within(field: &'static str, count: usize, most: usize) -> Result<(), EventError> {
+    if count > most {
+        return Err(EventError::TooMany { field, count, most });
     }
-    let mut salt = None;
-    for _ in 0..reader.array_len().ok()? {
-        let mut key = Reader::new(reader.skip(MAX_NESTING).ok()?);
-        if let Ok(text) = key.str()
-            && Some(text) != lora_name
-        {
-            salt = Some(text);
-        }
-    }
-    salt
+    Ok(())
 }
 
 fn in_field<T>(field: &'static str, result: Result<T, ReadError>) -> Result<T, EventError> {

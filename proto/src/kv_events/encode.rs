@@ -2,13 +2,15 @@
 //!
 //! Fields come in vLLM's order. The map form carries `group_idx` and `kv_cache_spec_kind` as vLLM
 //! does for a model with one cache group, because readers filter on them. `extra_keys` is written
-//! only where there is a salt, and then holds one entry for each block: the salt alone for the
-//! first, nil for the others. Hashes go out as integers.
+//! only where a block has a salt or extras, and then holds one entry for each block: nil, or the
+//! adapter, the extras and the salt. Hashes go out as integers.
 
 use rmp::encode::{
-    ValueWriteError, write_array_len, write_f64, write_map_len, write_nil, write_str, write_uint,
+    ValueWriteError, write_array_len, write_bin, write_f64, write_map_len, write_nil, write_str,
+    write_uint,
 };
 
+use super::extra_keys::keys_of;
 use super::{BlockRemoved, BlockStored, EngineHash, Event, EventBatch};
 
 /// The two shapes an event has had on the wire.
@@ -21,8 +23,9 @@ pub enum Form {
     Array,
 }
 
-/// Appends the payload of `batch` to `out`. A salt is carried by the event's first block, so an
-/// event that has a salt and no block loses the salt.
+/// Appends the payload of `batch` to `out`. A salt is carried by a prompt's first block, so an event
+/// that has a salt and no block, or a parent, loses the salt. An entry of `extras` that is no
+/// msgpack array goes out as one byte string.
 pub fn encode(batch: &EventBatch, form: Form, out: &mut Vec<u8>) {
     let mut writer = Writer { out };
     writer.array(3);
@@ -54,7 +57,7 @@ impl Writer<'_> {
     }
 
     fn stored_map(&mut self, stored: &BlockStored) {
-        self.map(if stored.cache_salt.is_some() { 11 } else { 10 });
+        self.map(if has_extra_keys(stored) { 11 } else { 10 });
         self.entry("type").str("BlockStored");
         self.entry("block_hashes").hashes(&stored.block_hashes);
         self.entry("parent_block_hash")
@@ -65,9 +68,8 @@ impl Writer<'_> {
         self.entry("medium").str(stored.medium.as_str());
         self.entry("lora_name")
             .optional_str(stored.lora_name.as_deref());
-        if let Some(salt) = &stored.cache_salt {
-            self.entry("extra_keys")
-                .extra_keys(salt, stored.block_hashes.len());
+        if has_extra_keys(stored) {
+            self.entry("extra_keys").extra_keys(stored);
         }
         self.entry("group_idx").uint(0);
         self.entry("kv_cache_spec_kind").str("full_attention");
@@ -84,7 +86,7 @@ impl Writer<'_> {
     fn event_array(&mut self, event: &Event) {
         match event {
             Event::BlockStored(stored) => {
-                self.array(if stored.cache_salt.is_some() { 9 } else { 8 });
+                self.array(if has_extra_keys(stored) { 9 } else { 8 });
                 self.str("BlockStored");
                 self.hashes(&stored.block_hashes);
                 self.optional_uint(stored.parent.map(|hash| hash.0));
@@ -93,8 +95,8 @@ impl Writer<'_> {
                 self.optional_uint(None);
                 self.str(stored.medium.as_str());
                 self.optional_str(stored.lora_name.as_deref());
-                if let Some(salt) = &stored.cache_salt {
-                    self.extra_keys(salt, stored.block_hashes.len());
+                if has_extra_keys(stored) {
+                    self.extra_keys(stored);
                 }
             }
             Event::BlockRemoved(removed) => {
@@ -129,14 +131,35 @@ impl Writer<'_> {
         }
     }
 
-    fn extra_keys(&mut self, salt: &str, blocks: usize) {
-        self.array(blocks);
-        for block in 0..blocks {
-            if block == 0 {
-                self.array(1);
-                self.str(salt);
-            } else {
+    fn extra_keys(&mut self, stored: &BlockStored) {
+        self.array(stored.block_hashes.len());
+        for block in 0..stored.block_hashes.len() {
+            let salt = salt_of(stored).filter(|_| block == 0);
+            let extras = stored
+                .extras
+                .get(block)
+                .filter(|entry| !entry.is_empty())
+                .map(|entry| &**entry);
+            if salt.is_none() && extras.is_none() {
                 self.optional_uint(None);
+                continue;
+            }
+            let adapter = stored.lora_name.as_deref();
+            let keys = extras.and_then(keys_of);
+            let opaque = extras.filter(|_| keys.is_none());
+            let count = keys.map_or(0, |(count, _)| count) + usize::from(opaque.is_some());
+            self.array(count + usize::from(adapter.is_some()) + usize::from(salt.is_some()));
+            if let Some(adapter) = adapter {
+                self.str(adapter);
+            }
+            if let Some((_, keys)) = keys {
+                self.out.extend_from_slice(keys);
+            }
+            if let Some(opaque) = opaque {
+                written(write_bin(self.out, opaque));
+            }
+            if let Some(salt) = salt {
+                self.str(salt);
             }
         }
     }
@@ -174,6 +197,17 @@ impl Writer<'_> {
     fn map(&mut self, count: u32) {
         written(write_map_len(self.out, count));
     }
+}
+
+fn has_extra_keys(stored: &BlockStored) -> bool {
+    salt_of(stored).is_some() || stored.extras.iter().any(|entry| !entry.is_empty())
+}
+
+fn salt_of(stored: &BlockStored) -> Option<&str> {
+    stored
+        .cache_salt
+        .as_deref()
+        .filter(|_| stored.parent.is_none())
 }
 
 fn written<T>(result: Result<T, ValueWriteError>) {

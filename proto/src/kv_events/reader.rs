@@ -37,6 +37,11 @@ impl<'a> Reader<'a> {
         Self { rest: bytes }
     }
 
+    /// What was not read yet.
+    pub(super) fn rest(&self) -> &'a [u8] {
+        self.rest
+    }
+
     pub(super) fn peek(&self) -> Result<Marker, ReadError> {
         let byte = self.rest.first().ok_or(ReadError::Truncated)?;
         Ok(Marker::from_u8(*byte))
@@ -49,6 +54,14 @@ impl<'a> Reader<'a> {
             self.marker()?;
         }
         Ok(is_nil)
+    }
+
+    pub(super) fn bool(&mut self) -> Result<bool, ReadError> {
+        match self.marker()? {
+            Marker::False => Ok(false),
+            Marker::True => Ok(true),
+            _ => Err(ReadError::Unexpected("a truth value")),
+        }
     }
 
     pub(super) fn integer(&mut self) -> Result<Integer, ReadError> {

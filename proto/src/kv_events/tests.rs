@@ -1,5 +1,6 @@
 //! Golden bytes of vLLM and of our own, and what each field may look like.
 
+mod extra_keys;
 mod hostile;
 
 use rmp::encode::{
@@ -54,6 +55,7 @@ fn sample_batch(data_parallel_rank: Option<u32>) -> EventBatch {
                 lora_name: None,
                 medium: Medium::Gpu,
                 cache_salt: Some("s3cr3t".to_owned()),
+                extras: Vec::new(),
             }),
             Event::BlockRemoved(BlockRemoved {
                 block_hashes: vec![EngineHash(7)],
@@ -128,6 +130,7 @@ fn vllm_stored_is_read() {
                 lora_name: None,
                 medium: Medium::Gpu,
                 cache_salt: None,
+                extras: Vec::new(),
             })],
             data_parallel_rank: Some(0),
         }
@@ -167,6 +170,7 @@ fn trailing_fields_of_the_array_form_may_be_missing() {
         lora_name: None,
         medium: Medium::Gpu,
         cache_salt: None,
+        extras: Vec::new(),
     };
     assert_eq!(only_event(&shortest), Event::BlockStored(expected.clone()));
     // SGLang: the adapter's number and the medium, then a map where vLLM has the adapter's name.
@@ -174,12 +178,15 @@ fn trailing_fields_of_the_array_form_may_be_missing() {
         short_stored(out, 8);
         write_nil(out).expect("a Vec");
         text(out, "CPU_PINNED");
-        write_map_len(out, 1).expect("a Vec");
+        write_map_len(out, 2).expect("a Vec");
+        text(out, "priority");
+        write_uint(out, 3).expect("a Vec");
         text(out, "cache_salt");
         text(out, "s");
     });
     let on_host = BlockStored {
         medium: Medium::Cpu,
+        cache_salt: Some("s".to_owned()),
         ..expected
     };
     assert_eq!(only_event(&sglang), Event::BlockStored(on_host));
@@ -253,6 +260,7 @@ fn keys_come_in_any_order_and_unknown_ones_are_passed_over() {
             lora_name: Some("sql-lora".to_owned()),
             medium: Medium::Gpu,
             cache_salt: None,
+            extras: Vec::new(),
         })
     );
 }
@@ -287,51 +295,6 @@ fn hashes_are_numbers_of_either_sign_or_bytes() {
 }
 
 #[test]
-fn the_salt_is_the_string_beside_the_adapter() {
-    let salt = |lora: Option<&str>, keys: &dyn Fn(&mut Vec<u8>)| {
-        let payload = batch_of(|out| {
-            short_stored(out, 9);
-            write_nil(out).expect("a Vec");
-            text(out, "gpu");
-            match lora {
-                Some(name) => text(out, name),
-                None => write_nil(out).expect("a Vec"),
-            }
-            write_array_len(out, 2).expect("a Vec");
-            keys(out);
-            write_nil(out).expect("a Vec");
-        });
-        match only_event(&payload) {
-            Event::BlockStored(stored) => stored.cache_salt,
-            other => panic!("{other:?}"),
-        }
-    };
-    let strings = |values: &'static [&'static str]| {
-        move |out: &mut Vec<u8>| {
-            write_array_len(out, values.len() as u32).expect("a Vec");
-            for value in values {
-                text(out, value);
-            }
-        }
-    };
-    assert_eq!(salt(None, &strings(&["s"])), Some("s".to_owned()));
-    assert_eq!(salt(Some("a"), &strings(&["a"])), None);
-    assert_eq!(salt(Some("a"), &strings(&["a", "s"])), Some("s".to_owned()));
-    assert_eq!(salt(None, &strings(&[])), None);
-    let image_then_salt = |out: &mut Vec<u8>| {
-        write_array_len(out, 3).expect("a Vec");
-        write_array_len(out, 2).expect("a Vec");
-        text(out, "image-hash");
-        write_uint(out, 0).expect("a Vec");
-        write_uint(out, 17).expect("a Vec");
-        text(out, "s");
-    };
-    assert_eq!(salt(None, &image_then_salt), Some("s".to_owned()));
-    assert_eq!(salt(None, &|out| numbers(out, &[1])), None);
-    assert_eq!(salt(None, &|out| text(out, "not a list")), None);
-}
-
-#[test]
 fn a_bad_event_is_skipped_alone() {
     let mut out = Vec::new();
     write_array_len(&mut out, 3).expect("a Vec");
@@ -352,15 +315,20 @@ fn a_bad_event_is_skipped_alone() {
     assert_eq!(decoded.batch.data_parallel_rank, None);
     assert_eq!(decoded.batch.events.len(), 2);
     assert_eq!(decoded.batch.events[1], Event::AllBlocksCleared);
-    let skipped = |tag: &str, reason: &str| Skipped {
+    let skipped = |skip, tag: &str, reason: &str| Skipped {
+        skip,
         tag: tag.to_owned(),
         reason: reason.to_owned(),
     };
     assert_eq!(
         decoded.skipped,
         [
-            skipped("BlockMoved", "unknown event"),
-            skipped("BlockRemoved", "block_hashes: expected an array"),
+            skipped(Skip::UnknownTag, "BlockMoved", "unknown event"),
+            skipped(
+                Skip::Malformed,
+                "BlockRemoved",
+                "block_hashes: expected an array"
+            ),
         ]
     );
 }
@@ -400,4 +368,77 @@ fn values_out_of_range_are_named() {
     for (payload, reason) in cases {
         assert_eq!(skip_reason(&payload), reason);
     }
+}
+
+#[test]
+fn a_batch_may_be_a_map_too() {
+    let mut out = Vec::new();
+    write_map_len(&mut out, 4).expect("a Vec");
+    text(&mut out, "data_parallel_rank");
+    write_uint(&mut out, 5).expect("a Vec");
+    text(&mut out, "events");
+    write_array_len(&mut out, 1).expect("a Vec");
+    write_array_len(&mut out, 1).expect("a Vec");
+    text(&mut out, "AllBlocksCleared");
+    text(&mut out, "session");
+    write_nil(&mut out).expect("a Vec");
+    text(&mut out, "ts");
+    write_f64(&mut out, 2.5).expect("a Vec");
+    let decoded = decode(&out).expect("a well-formed batch");
+    assert_eq!(decoded.batch.data_parallel_rank, Some(5));
+    assert_eq!(decoded.batch.timestamp_s.to_bits(), 2.5_f64.to_bits());
+    assert_eq!(decoded.batch.events, [Event::AllBlocksCleared]);
+    let mut without_events = Vec::new();
+    write_map_len(&mut without_events, 1).expect("a Vec");
+    text(&mut without_events, "ts");
+    write_uint(&mut without_events, 1).expect("a Vec");
+    let error = decode(&without_events).expect_err("no events");
+    assert_eq!(error.to_string(), "malformed batch: events: missing");
+}
+
+#[test]
+fn every_event_comes_with_its_cache_group() {
+    let group = |payload: &[u8]| {
+        let mut batch = Batch::open(payload).expect("a well-formed batch");
+        batch.next().expect("an event").expect("not skipped").group
+    };
+    assert_eq!(group(&bytes(VLLM_STORED)), 0);
+    let removed = |fields: u32, group: u64| {
+        batch_of(|out| {
+            write_array_len(out, fields).expect("a Vec");
+            text(out, "BlockRemoved");
+            numbers(out, &[5]);
+            text(out, "GPU");
+            write_uint(out, group).expect("a Vec");
+        })
+    };
+    assert_eq!(group(&removed(4, 3)), 3);
+    let mapped = batch_of(|out| {
+        write_map_len(out, 3).expect("a Vec");
+        text(out, "type");
+        text(out, "BlockRemoved");
+        text(out, "group_idx");
+        write_uint(out, 2).expect("a Vec");
+        text(out, "block_hashes");
+        numbers(out, &[5]);
+    });
+    assert_eq!(group(&mapped), 2);
+}
+
+#[test]
+fn an_adapter_without_a_name_is_not_taken_for_none() {
+    let stored = |id: u64, name: Option<&str>| {
+        batch_of(|out| {
+            short_stored(out, 8);
+            write_uint(out, id).expect("a Vec");
+            text(out, "GPU");
+            match name {
+                Some(name) => text(out, name),
+                None => write_nil(out).expect("a Vec"),
+            }
+        })
+    };
+    assert_eq!(skip_reason(&stored(7, None)), "an adapter without its name");
+    only_event(&stored(0, None));
+    only_event(&stored(7, Some("sql")));
 }

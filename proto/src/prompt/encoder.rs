@@ -4,8 +4,9 @@ use std::io::ErrorKind;
 use std::path::Path;
 
 use serde_json::Value;
-use tokenizers::Tokenizer;
+use tokenizers::{Encoding, Tokenizer};
 
+use super::cuts::Cuts;
 use super::template::{ChatTemplate, TemplateSource};
 use super::{ChatPrompt, Prompt, PromptError};
 
@@ -26,6 +27,17 @@ pub struct PromptEncoder {
     tokenizer: Tokenizer,
     template: Option<ChatTemplate>,
     vocab_size: usize,
+    cuts: Cuts,
+    frame: Option<SpecialFrame>,
+}
+
+/// The ids that a tokenizer puts around a text that it encodes with special tokens, such as a BOS.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct SpecialFrame {
+    /// Before the ids of the text.
+    pub before: Vec<u32>,
+    /// After them.
+    pub after: Vec<u32>,
 }
 
 impl PromptEncoder {
@@ -61,6 +73,8 @@ impl PromptEncoder {
             .max()
             .map_or(0, |last| last as usize + 1);
         Ok(Self {
+            cuts: Cuts::of(&tokenizer),
+            frame: special_frame(&tokenizer),
             tokenizer,
             template: load_template(model_dir)?,
             vocab_size,
@@ -119,6 +133,18 @@ impl PromptEncoder {
         }
     }
 
+    /// Where texts may be cut: the ids of the pieces, each encoded without special tokens and put one
+    /// after another, are the ids of the text.
+    pub fn cuts(&self) -> &Cuts {
+        &self.cuts
+    }
+
+    /// What special tokens add to a text's ids; `None` where they do more than to stand around it,
+    /// so that a text with them has to be encoded whole.
+    pub fn special_frame(&self) -> Option<&SpecialFrame> {
+        self.frame.as_ref()
+    }
+
     /// The tokenizer itself, for turning ids back into text.
     pub fn tokenizer(&self) -> &Tokenizer {
         &self.tokenizer
@@ -129,6 +155,38 @@ impl PromptEncoder {
     pub fn vocab_size(&self) -> usize {
         self.vocab_size
     }
+}
+
+/// What the post-processor puts around a text. It sees ids only after the text is encoded, and the
+/// kinds that exist place them without looking at them, so one id that no vocabulary has shows where
+/// those of any text end up.
+fn special_frame(tokenizer: &Tokenizer) -> Option<SpecialFrame> {
+    const TEXT: u32 = u32::MAX;
+    let processed = |add_special_tokens: bool| {
+        let text = Encoding::new(
+            vec![TEXT],
+            vec![0],
+            vec![String::new()],
+            vec![None],
+            vec![(0, 0)],
+            vec![0],
+            vec![1],
+            Vec::new(),
+            [].into_iter().collect(),
+        );
+        let encoding = tokenizer.post_process(text, None, add_special_tokens);
+        encoding.ok().map(|encoding| encoding.get_ids().to_vec())
+    };
+    if processed(false)? != [TEXT] {
+        return None;
+    }
+    let ids = processed(true)?;
+    let (before, rest) = ids.split_at(ids.iter().position(|id| *id == TEXT)?);
+    let after = rest.get(1..)?;
+    (!after.contains(&TEXT)).then(|| SpecialFrame {
+        before: before.to_vec(),
+        after: after.to_vec(),
+    })
 }
 
 /// The template file wins over the template in the configuration; the special tokens come from the

@@ -10,3 +10,4 @@ mod original_dst;
 mod routing;
 mod steering;
 mod streaming;
+mod tokens;

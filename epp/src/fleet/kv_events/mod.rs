@@ -1,20 +1,38 @@
 //! Follows the KV events of every endpoint and hands them to an index.
 //!
-//! One task per endpoint: [`sources`] finds out where its events come from, `subscriber` listens
-//! there and asks for what it missed, [`sequence`] decides what a message means in the stream,
-//! [`frames`] takes messages apart. What the events mean is the index's affair, which is handed in
-//! as a [`BlockSink`].
+//! One task per endpoint. Its `subscriber` asks which data-parallel ranks publish where
+//! ([`sources`]) and runs a `stream` for each: over a `connection` ([`zmtp`] is its protocol) come
+//! messages that [`frames`] takes apart, [`sequence`] decides what their numbers mean, `replay`
+//! brings back what is missing, [`groups`] picks one cache group. What the events mean is the
+//! index's affair, which is handed in as a [`BlockSink`].
+//!
+//! **Ranks.** One publisher speaks for one rank: that is how vLLM and SGLang publish. So a batch
+//! belongs to the rank whose publisher sent it; one that names another is taken all the same, and
+//! counted. No publisher can make ranks up.
+//!
+//! **Who misbehaves pays.** A publisher costs its own endpoint's task only, which makes way for
+//! others after every event; it can take a bounded amount of memory (one message), of log (one line
+//! a minute and kind) and of the places that replays share.
 
+mod connection;
+mod counters;
 pub mod frames;
+pub mod groups;
+mod notices;
+mod replay;
+mod replay_pace;
 pub mod sequence;
 pub mod sources;
+mod stream;
 mod subscriber;
+pub mod zmtp;
 
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use pointsman_proto::kv_events::Event;
+use tokio::sync::{Notify, Semaphore};
 use tokio_util::task::AbortOnDropHandle;
 
 use super::NowMs;
@@ -23,41 +41,34 @@ use super::http::WorkerClient;
 use super::shell::Fleet;
 use super::tasks::{PerEndpoint, follow};
 
+pub use counters::{Count, KvEventCounters};
+
 /// How long a worker may take to say where its events come from.
 const ASK_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// What takes the events in. Both calls are quick: they run on the task that reads the socket.
-pub trait BlockSink: Send + Sync + 'static {
-    /// One event of an endpoint. `model` is the base model that the event's topic names, or the
-    /// configured one.
-    fn apply(&self, source: (EndpointId, Generation), model: &str, event: &Event);
-    /// Everything known of an endpoint is void: it left, or its engine started over.
-    fn clear(&self, id: EndpointId, generation: Generation);
+/// One publisher of events: a data-parallel rank of an endpoint.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct EventSource {
+    pub endpoint: EndpointId,
+    pub generation: Generation,
+    /// As the worker numbers it; 0 where it has no ranks.
+    pub rank: u32,
 }
 
-/// Counts of all endpoints since the start.
-#[derive(Debug, Default)]
-pub struct KvEventCounters {
-    /// Connections made.
-    pub connects: AtomicU64,
-    /// Batches taken over, live and replayed.
-    pub batches: AtomicU64,
-    /// Events handed to the index.
-    pub events: AtomicU64,
-    /// Events skipped because they are unknown or malformed; the rest of their batch was taken.
-    pub skipped_events: AtomicU64,
-    /// Messages or payloads that could not be read at all.
-    pub malformed_batches: AtomicU64,
-    /// Jumps in the sequence numbers.
-    pub gaps: AtomicU64,
-    /// Batches that no replay brought back.
-    pub lost_batches: AtomicU64,
-    /// Replays asked for.
-    pub replays: AtomicU64,
-    /// Replays that did not come to their end.
-    pub replay_failures: AtomicU64,
-    /// Engines that started over.
-    pub resets: AtomicU64,
+/// What takes the events in. All calls are quick: they run on the task that reads the socket. Those
+/// about one endpoint come one after the other.
+pub trait BlockSink: Send + Sync + 'static {
+    /// One event of a rank. `model` is the base model that the event's topic names, or the
+    /// configured one.
+    fn apply(&self, source: EventSource, model: &str, event: &Event);
+    /// Subscribed, and replayed as far as replay goes: what the sink holds of the rank is complete
+    /// from here on, until it is cleared. Never called for a rank without a replay server that was
+    /// not heard from its first batch or from an emptied cache on.
+    fn followed(&self, source: EventSource);
+    /// Everything of this rank is void: its engine started over, or events are lost.
+    fn clear(&self, source: EventSource);
+    /// The endpoint left, with all its ranks.
+    fn forget(&self, endpoint: EndpointId, generation: Generation);
 }
 
 /// Follows the events of a fleet.
@@ -69,6 +80,7 @@ pub struct KvEvents {
     client: WorkerClient,
     now: NowMs,
     counters: Arc<KvEventCounters>,
+    replays: Arc<Semaphore>,
 }
 
 impl std::fmt::Debug for KvEvents {
@@ -96,6 +108,7 @@ impl KvEvents {
             client: WorkerClient::new(ASK_TIMEOUT)?,
             now,
             counters: Arc::default(),
+            replays: Arc::new(Semaphore::new(replay::REPLAYS_AT_ONCE)),
         })
     }
 
@@ -112,15 +125,18 @@ impl KvEvents {
 
 impl PerEndpoint for KvEvents {
     fn start(&self, endpoint: Arc<Endpoint>) -> AbortOnDropHandle<()> {
-        let subscriber = subscriber::Subscriber {
+        let shared = subscriber::Shared {
             endpoint,
             sink: Arc::clone(&self.sink),
             model: Arc::clone(&self.model),
             client: self.client.clone(),
             now: Arc::clone(&self.now),
             counters: Arc::clone(&self.counters),
+            replays: Arc::clone(&self.replays),
+            notices: Mutex::default(),
+            ask: Notify::new(),
         };
-        AbortOnDropHandle::new(tokio::spawn(subscriber.run()))
+        AbortOnDropHandle::new(tokio::spawn(subscriber::run(shared)))
     }
 
     fn serves(&self, old: &Endpoint, new: &Endpoint) -> bool {
@@ -128,7 +144,7 @@ impl PerEndpoint for KvEvents {
     }
 
     fn ended(&self, endpoint: &Endpoint) {
-        self.sink.clear(endpoint.id, endpoint.generation);
+        self.sink.forget(endpoint.id, endpoint.generation);
     }
 }
 

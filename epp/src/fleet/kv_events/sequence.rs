@@ -8,21 +8,60 @@
 //! publisher answers with the very batch seen last, byte for byte (compared by a hash of its
 //! payload); anything else is another life, and everything known of the earlier one is void.
 //!
-//! Without a replay address the rule is weaker: on a new connection a number below the expected one
-//! means a new life, and a number above it is taken for a gap.
+//! **What cannot be brought back voids what is known.** A lost batch may have removed blocks, and
+//! an engine never says again that a block is gone. Keeping what was known would credit it with
+//! those blocks for as long as it lives, and each such block once more draws a request to a prefix
+//! that is not there. So past a loss only what is heard afterwards is believed; the approximate
+//! index bridges the time until the cache has turned over. With a replay server, the default, it
+//! takes an absence of thousands of steps to come to this, and by then most of what was known is
+//! gone from the engine too.
+//!
+//! Without a replay server the rules are weaker: on a new connection the expected number is taken
+//! for the same life, a lower one for a new life, and any jump is a loss. Where a server is known
+//! and does not answer, the same holds until it does; then everything is replayed from scratch.
 
-/// What to do with a message.
+/// Asking for a replay from the same number this many times in a row ends the asking: what lies
+/// there is not to be had.
+pub const ASKS_WITHOUT_PROGRESS_MAX: u32 = 3;
+
+/// What to do with a batch.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Verdict {
-    /// Take it over. `lost` batches before it are missing and will stay so.
-    Apply { lost: u64 },
-    /// It was taken over already.
-    Duplicate,
-    /// Batches `from..to` are missing. Replay, then [`accept`](Sequence::accept) the message.
-    Gap { from: u64, to: u64 },
-    /// The engine started over. Drop what it had, [`restart`](Sequence::restart), replay, then
-    /// accept the message.
-    Reset,
+    /// Hand it on.
+    Take,
+    /// It was handed on already.
+    Skip,
+    /// What was handed on so far is void. Clear it, then hand this batch on.
+    Clear(Void),
+    /// Something before it is missing, or it may be of another life. Replay, then
+    /// [`settle`](Sequence::settle) it.
+    Replay,
+}
+
+/// Why what was handed on is void.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Void {
+    /// The engine started over.
+    NewLife,
+    /// This many batches are lost.
+    Lost(u64),
+}
+
+/// What to do with an answer of a replay.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Answered {
+    /// Hand it on. `skipped` = batches before it that left the replay buffer before we ever asked:
+    /// they were never ours.
+    Take { skipped: u64 },
+    /// It was handed on already.
+    Skip,
+    /// As [`Verdict::Clear`].
+    Clear(Void),
+    /// Batches before it were dropped on their way. Drop this one too and ask again.
+    AskAgain,
+    /// The server knows another life, or no more the batch seen last. Clear what was handed on and
+    /// ask again.
+    StartOver,
 }
 
 /// Where a subscriber stands in one engine's stream.
@@ -35,14 +74,26 @@ pub struct Sequence {
     live: Option<u64>,
     /// Whether this connection is known to reach the life of the engine that `next` belongs to.
     same_life: bool,
+    /// Whether nothing that can be had is missing from what was handed on.
+    complete: bool,
+    /// Something is missing, or doubtful, that only a replay from scratch can mend.
+    is_partial: bool,
     /// A replay has begun and its first answer must be the batch seen last.
     overlap_due: bool,
+    /// The `next` of the last replay asked for, and how often in a row it was that one.
+    asked: Option<(u64, u32)>,
 }
 
 impl Sequence {
     /// A stream of which nothing was seen.
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// Whether nothing that can be had is missing: everything was replayed as far as replay goes,
+    /// or the stream was heard from its first batch or from an emptied cache on.
+    pub fn is_complete(&self) -> bool {
+        self.complete
     }
 
     /// A connection was made. Who is at its other end is not known yet.
@@ -52,322 +103,136 @@ impl Sequence {
         self.overlap_due = false;
     }
 
-    /// The engine started over, and so does this.
-    pub fn restart(&mut self) {
-        *self = Self::default();
-    }
-
-    /// Judges a live message.
-    pub fn live(&mut self, sequence: u64, fingerprint: u64) -> Verdict {
-        if self.live.is_some_and(|live| sequence <= live) {
-            return Verdict::Reset;
-        }
+    /// Judges a live batch. `can_replay` = there is a server that may be asked now.
+    pub fn live(&mut self, sequence: u64, fingerprint: u64, can_replay: bool) -> Verdict {
+        // Within one life numbers only rise, so who goes back is another, or repeats itself.
+        let goes_back = self.live.is_some_and(|live| sequence <= live);
         self.live = Some(sequence);
-        if sequence > self.next {
-            return Verdict::Gap {
-                from: self.next,
-                to: sequence,
-            };
+        self.same_life &= !goes_back;
+        let is_plain = self.same_life && sequence <= self.next;
+        if can_replay && !is_plain {
+            return Verdict::Replay;
         }
-        if sequence < self.next && !self.same_life {
-            return Verdict::Reset;
-        }
-        self.advance(sequence, fingerprint)
+        self.settle(sequence, fingerprint)
     }
 
-    /// Takes over a live message after what could be replayed before it was. Only `Apply` and
-    /// `Duplicate` result.
-    pub fn accept(&mut self, sequence: u64, fingerprint: u64) -> Verdict {
-        self.live = Some(sequence);
-        self.advance(sequence, fingerprint)
+    /// Judges a live batch once there is nothing more to replay. Never [`Verdict::Replay`].
+    pub fn settle(&mut self, sequence: u64, fingerprint: u64) -> Verdict {
+        if self.last.is_none() {
+            // Nothing was handed on, so there is nothing to clear.
+            self.is_partial |= sequence != self.next;
+            self.complete = !self.is_partial && (self.complete || sequence == 0);
+            self.advance(sequence, fingerprint);
+            return Verdict::Take;
+        }
+        if sequence == self.next {
+            // Nobody vouches for it being the same life.
+            self.is_partial |= !self.same_life;
+            self.complete &= !self.is_partial;
+            self.advance(sequence, fingerprint);
+            return Verdict::Take;
+        }
+        if sequence < self.next && self.same_life {
+            return Verdict::Skip;
+        }
+        let void = match sequence.checked_sub(self.next) {
+            None => Void::NewLife,
+            Some(lost) => Void::Lost(lost),
+        };
+        self.complete = sequence == 0;
+        self.is_partial = sequence != 0;
+        self.advance(sequence, fingerprint);
+        Verdict::Clear(void)
     }
 
-    /// Begins a replay: the number to ask from.
-    pub fn begin_replay(&mut self) -> u64 {
+    /// The rounds of a replay begin.
+    pub fn begin_catch_up(&mut self) {
+        self.asked = None;
+    }
+
+    /// Begins a round: the number to ask from, or none when asking brings nothing more.
+    pub fn ask(&mut self) -> Option<u64> {
+        let times = match self.asked {
+            Some((next, times)) if next == self.next => times + 1,
+            _ => 1,
+        };
+        if times > ASKS_WITHOUT_PROGRESS_MAX {
+            self.overlap_due = false;
+            return None;
+        }
+        self.asked = Some((self.next, times));
         self.overlap_due = self.last.is_some();
-        self.next.saturating_sub(u64::from(self.overlap_due))
+        Some(self.next.saturating_sub(u64::from(self.overlap_due)))
     }
 
-    /// Judges an answer of a replay. Only `Apply`, `Duplicate` and `Reset` result; after a `Reset`
-    /// the replay is to be begun anew.
-    pub fn replayed(&mut self, sequence: u64, fingerprint: u64) -> Verdict {
+    /// Judges an answer.
+    pub fn answered(&mut self, sequence: u64, fingerprint: u64) -> Answered {
         if std::mem::take(&mut self.overlap_due) {
             if sequence.checked_add(1) != Some(self.next) || self.last != Some(fingerprint) {
-                return Verdict::Reset;
+                return Answered::StartOver;
             }
             self.same_life = true;
-            return Verdict::Duplicate;
+            return Answered::Skip;
         }
         self.same_life = true;
-        self.advance(sequence, fingerprint)
+        let Some(missing) = sequence.checked_sub(self.next) else {
+            return Answered::Skip;
+        };
+        if missing > 0 && self.last.is_some() {
+            if self.may_ask_again() {
+                return Answered::AskAgain;
+            }
+            // What was missing before is void with the rest.
+            self.is_partial = false;
+            self.advance(sequence, fingerprint);
+            return Answered::Clear(Void::Lost(missing));
+        }
+        self.advance(sequence, fingerprint);
+        Answered::Take { skipped: missing }
     }
 
     /// Judges the end of a replay: false when the batch seen last was not there, which means that
-    /// the engine started over and has published nothing since.
+    /// the engine started over and has published nothing since. Then as [`Answered::StartOver`].
     pub fn end_replay(&mut self) -> bool {
-        let continues = !std::mem::take(&mut self.overlap_due);
-        self.same_life |= continues;
-        continues
+        if std::mem::take(&mut self.overlap_due) {
+            return false;
+        }
+        self.same_life = true;
+        self.complete = !self.is_partial;
+        true
     }
 
-    fn advance(&mut self, sequence: u64, fingerprint: u64) -> Verdict {
-        if sequence < self.next {
-            return Verdict::Duplicate;
-        }
-        // What was published before a first batch was seen is not lost: it was never ours.
-        let lost = if self.last.is_some() {
-            sequence - self.next
-        } else {
-            0
+    /// Everything is void, and so is where this stands.
+    pub fn start_over(&mut self) {
+        *self = Self {
+            live: self.live,
+            ..Self::default()
         };
+    }
+
+    /// The batch taken over last could not be read, so nobody knows what is held now.
+    pub fn spoil(&mut self) {
+        self.complete = false;
+    }
+
+    /// The batch taken over last emptied the cache, so everything that is held is known.
+    pub fn emptied(&mut self) {
+        self.is_partial = false;
+        self.complete = true;
+    }
+
+    fn may_ask_again(&self) -> bool {
+        self.asked
+            .is_some_and(|(next, times)| next != self.next || times < ASKS_WITHOUT_PROGRESS_MAX)
+    }
+
+    fn advance(&mut self, sequence: u64, fingerprint: u64) {
         self.next = sequence.saturating_add(1);
         self.last = Some(fingerprint);
-        Verdict::Apply { lost }
+        // A batch that was handed on is of the life that this connection reaches.
+        self.same_life = true;
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::*;
-
-    const APPLY: Verdict = Verdict::Apply { lost: 0 };
-
-    /// A fingerprint that differs between lives.
-    fn mark(life: u64, sequence: u64) -> u64 {
-        life * 1_000 + sequence
-    }
-
-    fn seen_up_to(sequence: u64) -> Sequence {
-        let mut tracker = Sequence::new();
-        tracker.connected();
-        for number in 0..=sequence {
-            assert_eq!(tracker.live(number, mark(0, number)), APPLY);
-        }
-        tracker
-    }
-
-    #[test]
-    fn a_stream_without_loss_is_applied_in_order() {
-        let mut tracker = seen_up_to(2);
-        assert_eq!(tracker.live(3, mark(0, 3)), APPLY);
-    }
-
-    #[test]
-    fn a_gap_is_replayed_with_one_batch_of_overlap() {
-        let mut tracker = seen_up_to(2);
-        assert_eq!(tracker.live(5, mark(0, 5)), Verdict::Gap { from: 3, to: 5 });
-        assert_eq!(tracker.begin_replay(), 2);
-        assert_eq!(tracker.replayed(2, mark(0, 2)), Verdict::Duplicate);
-        assert_eq!(tracker.replayed(3, mark(0, 3)), APPLY);
-        assert_eq!(tracker.replayed(4, mark(0, 4)), APPLY);
-        assert_eq!(tracker.replayed(5, mark(0, 5)), APPLY);
-        assert!(tracker.end_replay());
-        assert_eq!(tracker.accept(5, mark(0, 5)), Verdict::Duplicate);
-        assert_eq!(tracker.live(6, mark(0, 6)), APPLY);
-    }
-
-    #[test]
-    fn a_gap_without_replay_is_lost() {
-        let mut tracker = seen_up_to(2);
-        tracker.live(5, mark(0, 5));
-        assert_eq!(tracker.accept(5, mark(0, 5)), Verdict::Apply { lost: 2 });
-    }
-
-    #[test]
-    fn who_joins_late_has_lost_nothing() {
-        let mut tracker = Sequence::new();
-        tracker.connected();
-        assert_eq!(
-            tracker.live(40, mark(0, 40)),
-            Verdict::Gap { from: 0, to: 40 }
-        );
-        assert_eq!(tracker.accept(40, mark(0, 40)), APPLY);
-    }
-
-    #[test]
-    fn a_new_life_shows_in_the_overlap() {
-        let mut tracker = seen_up_to(2);
-        tracker.connected();
-        assert_eq!(tracker.begin_replay(), 2);
-        // The new life is past our number already, but its batch is another.
-        assert_eq!(tracker.replayed(2, mark(1, 2)), Verdict::Reset);
-
-        let mut tracker = seen_up_to(2);
-        tracker.connected();
-        tracker.begin_replay();
-        // The new life has published less than that.
-        assert!(!tracker.end_replay());
-
-        let mut tracker = seen_up_to(2);
-        tracker.connected();
-        tracker.begin_replay();
-        // The batch seen last left the buffer: whatever lies between is lost, removals included.
-        assert_eq!(tracker.replayed(9, mark(0, 9)), Verdict::Reset);
-    }
-
-    #[test]
-    fn without_replay_a_lower_number_on_a_new_connection_is_a_new_life() {
-        let mut tracker = seen_up_to(2);
-        tracker.connected();
-        assert_eq!(tracker.live(1, mark(1, 1)), Verdict::Reset);
-        tracker.restart();
-        assert_eq!(tracker.accept(1, mark(1, 1)), APPLY);
-        assert_eq!(tracker.live(2, mark(1, 2)), APPLY);
-    }
-
-    #[test]
-    fn after_a_replay_a_lower_number_is_a_duplicate_and_going_back_is_a_new_life() {
-        let mut tracker = Sequence::new();
-        tracker.connected();
-        assert_eq!(tracker.begin_replay(), 0);
-        for number in 0..5 {
-            assert_eq!(tracker.replayed(number, mark(0, number)), APPLY);
-        }
-        assert!(tracker.end_replay());
-        assert_eq!(tracker.live(3, mark(0, 3)), Verdict::Duplicate);
-        assert_eq!(tracker.live(4, mark(0, 4)), Verdict::Duplicate);
-        assert_eq!(tracker.live(5, mark(0, 5)), APPLY);
-        assert_eq!(tracker.live(0, mark(1, 0)), Verdict::Reset);
-    }
-
-    #[test]
-    fn the_last_number_of_all_does_not_overflow() {
-        let mut tracker = Sequence::new();
-        tracker.accept(u64::MAX, 1);
-        assert_eq!(tracker.live(u64::MAX, 1), Verdict::Reset);
-    }
-
-    /// What happens to a publisher and its subscriber.
-    #[derive(Clone, Copy, Debug)]
-    enum Step {
-        Publish { delivered: bool },
-        Reconnect,
-        Restart,
-    }
-
-    fn steps() -> impl Strategy<Value = Vec<Step>> {
-        let step = prop_oneof![
-            6 => any::<bool>().prop_map(|delivered| Step::Publish { delivered }),
-            1 => Just(Step::Reconnect),
-            1 => Just(Step::Restart),
-        ];
-        proptest::collection::vec(step, 0..60)
-    }
-
-    /// A publisher that keeps everything, and a subscriber that does what the verdicts say. What
-    /// the subscriber took over is compared with what the publisher's present life published.
-    #[derive(Default)]
-    struct World {
-        life: u64,
-        published: u64,
-        tracker: Sequence,
-        taken: Vec<u64>,
-    }
-
-    impl World {
-        fn take(&mut self, verdict: Verdict, fingerprint: u64) {
-            match verdict {
-                Verdict::Apply { lost: 0 } => self.taken.push(fingerprint),
-                Verdict::Duplicate => {}
-                other => panic!("{other:?}"),
-            }
-        }
-
-        fn replay(&mut self) {
-            loop {
-                let from = self.tracker.begin_replay();
-                let mut reset = false;
-                for number in from..self.published {
-                    let fingerprint = mark(self.life, number);
-                    match self.tracker.replayed(number, fingerprint) {
-                        Verdict::Reset => {
-                            reset = true;
-                            break;
-                        }
-                        verdict => self.take(verdict, fingerprint),
-                    }
-                }
-                if !reset && self.tracker.end_replay() {
-                    return;
-                }
-                self.start_over();
-            }
-        }
-
-        fn start_over(&mut self) {
-            self.taken.clear();
-            self.tracker.restart();
-        }
-
-        fn deliver(&mut self, number: u64) {
-            let fingerprint = mark(self.life, number);
-            match self.tracker.live(number, fingerprint) {
-                Verdict::Reset => {
-                    self.start_over();
-                    self.replay();
-                }
-                Verdict::Gap { .. } => self.replay(),
-                verdict => return self.take(verdict, fingerprint),
-            }
-            let verdict = self.tracker.accept(number, fingerprint);
-            self.take(verdict, fingerprint);
-        }
-
-        fn connect(&mut self) {
-            self.tracker.connected();
-            self.replay();
-        }
-    }
-
-    proptest! {
-        /// With a replay, the subscriber has after every delivery exactly what the engine's present
-        /// life published: nothing missing, nothing twice, nothing of an earlier life.
-        #[test]
-        fn with_replay_nothing_is_missed(steps in steps()) {
-            let mut world = World::default();
-            world.connect();
-            for step in steps {
-                match step {
-                    Step::Publish { delivered } => {
-                        world.published += 1;
-                        if delivered {
-                            world.deliver(world.published - 1);
-                            let expected: Vec<u64> = (0..world.published)
-                                .map(|number| mark(world.life, number))
-                                .collect();
-                            prop_assert_eq!(&world.taken, &expected);
-                        }
-                    }
-                    Step::Reconnect => world.connect(),
-                    // A restart closes the connection.
-                    Step::Restart => {
-                        world.life += 1;
-                        world.published = 0;
-                        world.connect();
-                        prop_assert!(world.taken.is_empty());
-                    }
-                }
-            }
-        }
-
-        #[test]
-        fn no_numbers_make_it_panic(
-            numbers in proptest::collection::vec((0_u8..6, 0_u64..4, any::<bool>()), 0..60)
-        ) {
-            let mut tracker = Sequence::new();
-            for (what, number, high) in numbers {
-                let number = if high { u64::MAX - number } else { number };
-                match what {
-                    0 => tracker.connected(),
-                    1 => { tracker.begin_replay(); }
-                    2 => { tracker.replayed(number, number); }
-                    3 => { tracker.end_replay(); }
-                    4 => { tracker.accept(number, number); }
-                    _ => { tracker.live(number, number); }
-                }
-            }
-        }
-    }
-}
+mod tests;

@@ -1,9 +1,13 @@
-//! Where an endpoint's events come from: what discovery says, else what the worker says.
+//! Where an endpoint's events come from: what discovery says, and what the worker says.
 //!
 //! A worker answers `GET /kv_event_sources` with one entry per data-parallel rank, `{"0":
 //! {"enable_kv_cache_events": true, "publisher": "zmq", "endpoint": "tcp://*:5557",
 //! "replay_endpoint": …}}`. Those are the addresses it *binds*, so a wildcard host stands for the
 //! address at which the worker itself is reached.
+//!
+//! An address that discovery names is that of the worker's first rank. The worker is asked all the
+//! same, for how many ranks it has: each further one listens at the next port, which is how vLLM
+//! and SGLang lay them out.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -13,18 +17,28 @@ use serde::Deserialize;
 use super::super::endpoint::EndpointSpec;
 use super::super::http::{FetchError, WorkerClient};
 
-/// Ranks of one endpoint that are followed. A worker with more is followed on its first ones.
-pub const RANKS_MAX: usize = 16;
+/// Ranks of one endpoint that are followed. Of a worker with more, those of the lowest numbers are,
+/// and the others are counted and written about.
+pub const RANKS_MAX: usize = 64;
 /// A larger answer is refused.
 const ANSWER_BYTES_MAX: usize = 64 << 10;
 
-/// One publisher.
+/// Where one rank's publisher is reached.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Source {
+pub struct Addresses {
     /// `tcp://host:port` to subscribe to.
     pub events: String,
     /// `tcp://host:port` that replays, if there is one.
     pub replay: Option<String>,
+}
+
+/// The publishers of an endpoint.
+#[derive(Clone, PartialEq, Eq, Default, Debug)]
+pub struct Sources {
+    /// By rank, at most [`RANKS_MAX`].
+    pub ranks: BTreeMap<u32, Addresses>,
+    /// Ranks beyond the bound, or beyond the last port.
+    pub refused: usize,
 }
 
 /// Why an endpoint's sources are not known.
@@ -34,42 +48,90 @@ pub enum SourcesError {
     Fetch(#[from] FetchError),
     #[error("/kv_event_sources is not what it should be: {0}")]
     Answer(String),
+    #[error("/kv_event_sources names the rank {0:?}, which is no number")]
+    Rank(String),
     #[error("{0:?} is not an address of the form tcp://host:port")]
     Address(String),
 }
 
-/// The sources of an endpoint, by rank; none where the worker publishes no events.
-pub async fn find(spec: &EndpointSpec, client: &WorkerClient) -> Result<Vec<Source>, SourcesError> {
-    let ip = spec.address.ip();
-    if let Some(events) = &spec.kv_events {
-        let replay = spec.kv_replay.as_deref();
-        return Ok(vec![source(events, replay, ip)?]);
-    }
+/// What discovery says of the first rank.
+pub fn configured(spec: &EndpointSpec) -> Result<Option<Addresses>, SourcesError> {
+    let Some(events) = &spec.kv_events else {
+        return Ok(None);
+    };
+    addresses(events, spec.kv_replay.as_deref(), spec.address.ip()).map(Some)
+}
+
+/// What the worker says; no ranks where it publishes no events.
+pub async fn ask(spec: &EndpointSpec, client: &WorkerClient) -> Result<Sources, SourcesError> {
     let url = format!("http://{}/kv_event_sources", spec.address);
     let mut body = Vec::new();
     match client.get(&url, ANSWER_BYTES_MAX, &mut body).await {
-        Ok(()) => read_answer(&body, ip),
-        Err(FetchError::Status(404)) => Ok(Vec::new()),
+        Ok(()) => read_answer(&body, spec.address.ip()),
+        Err(FetchError::Status(404)) => Ok(Sources::default()),
         Err(error) => Err(error.into()),
     }
 }
 
 /// Reads a worker's answer. `ip` is where the worker is reached.
-pub fn read_answer(body: &[u8], ip: IpAddr) -> Result<Vec<Source>, SourcesError> {
-    let ranks: BTreeMap<String, RawRank> =
+pub fn read_answer(body: &[u8], ip: IpAddr) -> Result<Sources, SourcesError> {
+    let answer: BTreeMap<String, RawRank> =
         serde_json::from_slice(body).map_err(|error| SourcesError::Answer(error.to_string()))?;
-    let mut ranks: Vec<_> = ranks.into_iter().collect();
-    // "10" comes after "9".
-    ranks.sort_by_key(|(rank, _)| rank.parse::<u32>().unwrap_or(u32::MAX));
-    ranks
-        .iter()
-        .filter(|(_, rank)| rank.is_zmq())
-        .filter_map(|(_, rank)| {
-            let events = rank.endpoint.as_deref()?;
-            Some(source(events, rank.replay_endpoint.as_deref(), ip))
-        })
-        .take(RANKS_MAX)
-        .collect()
+    let mut ranks = BTreeMap::new();
+    for (rank, raw) in answer {
+        let Some(events) = raw.endpoint.as_deref().filter(|_| raw.is_zmq()) else {
+            continue;
+        };
+        let number = rank.parse().map_err(|_| SourcesError::Rank(rank.clone()))?;
+        let addresses = addresses(events, raw.replay_endpoint.as_deref(), ip)?;
+        ranks.insert(number, addresses);
+    }
+    Ok(bounded(ranks, 0))
+}
+
+/// Puts what discovery and the worker say together. What discovery says goes before.
+pub fn combined(configured: Option<&Addresses>, found: Sources) -> Sources {
+    let Some(configured) = configured else {
+        return found;
+    };
+    let Some(first) = found.ranks.keys().next().copied() else {
+        return Sources {
+            ranks: BTreeMap::from([(0, configured.clone())]),
+            refused: found.refused,
+        };
+    };
+    let mut refused = found.refused;
+    let mut ranks = BTreeMap::new();
+    for (rank, said) in found.ranks {
+        let events = offset(&configured.events, rank - first);
+        let replay = match &configured.replay {
+            Some(replay) => offset(replay, rank - first),
+            None => said.replay,
+        };
+        match events {
+            Some(events) => {
+                ranks.insert(rank, Addresses { events, replay });
+            }
+            None => refused += 1,
+        }
+    }
+    Sources { ranks, refused }
+}
+
+fn bounded(mut ranks: BTreeMap<u32, Addresses>, refused: usize) -> Sources {
+    let beyond = ranks.keys().nth(RANKS_MAX).copied();
+    let dropped = beyond.map_or_else(BTreeMap::new, |rank| ranks.split_off(&rank));
+    Sources {
+        ranks,
+        refused: refused + dropped.len(),
+    }
+}
+
+/// The address some ports further on; none past the last port.
+fn offset(address: &str, ports: u32) -> Option<String> {
+    let (host, port) = address.rsplit_once(':')?;
+    let port = u16::try_from(u32::from(port.parse::<u16>().ok()?).checked_add(ports)?).ok()?;
+    Some(format!("{host}:{port}"))
 }
 
 /// The address to dial for one that is bound: wildcards become `ip`. Transports other than TCP
@@ -99,8 +161,8 @@ pub fn dial_address(bound: &str, ip: IpAddr) -> Result<String, SourcesError> {
     Ok(format!("tcp://{host}:{port}"))
 }
 
-fn source(events: &str, replay: Option<&str>, ip: IpAddr) -> Result<Source, SourcesError> {
-    Ok(Source {
+fn addresses(events: &str, replay: Option<&str>, ip: IpAddr) -> Result<Addresses, SourcesError> {
+    Ok(Addresses {
         events: dial_address(events, ip)?,
         replay: replay
             .filter(|address| !address.is_empty())
@@ -178,8 +240,23 @@ mod tests {
         }
     }
 
+    fn at(events: u16, replay: Option<u16>) -> Addresses {
+        let dialled = |port: u16| format!("tcp://10.0.0.5:{port}");
+        Addresses {
+            events: dialled(events),
+            replay: replay.map(dialled),
+        }
+    }
+
+    fn sources<const N: usize>(ranks: [(u32, Addresses); N]) -> Sources {
+        Sources {
+            ranks: BTreeMap::from(ranks),
+            refused: 0,
+        }
+    }
+
     #[test]
-    fn an_answer_lists_ranks_in_their_order() {
+    fn an_answer_lists_ranks() {
         let body = br#"{
             "10": {"endpoint": "tcp://*:5567"},
             "9": {"endpoint": "tcp://*:5566", "replay_endpoint": "tcp://*:5666", "topic": "x"},
@@ -187,25 +264,51 @@ mod tests {
             "2": {"endpoint": "tcp://*:5559", "publisher": "null"},
             "3": {"endpoint": null}
         }"#;
-        let sources = read_answer(body, IP).unwrap();
-        assert_eq!(
-            sources,
-            [
-                Source {
-                    events: "tcp://10.0.0.5:5566".to_owned(),
-                    replay: Some("tcp://10.0.0.5:5666".to_owned()),
-                },
-                Source {
-                    events: "tcp://10.0.0.5:5567".to_owned(),
-                    replay: None,
-                },
-            ]
-        );
-        assert_eq!(read_answer(b"{}", IP), Ok(Vec::new()));
+        let expected = sources([(9, at(5566, Some(5666))), (10, at(5567, None))]);
+        assert_eq!(read_answer(body, IP), Ok(expected));
+        assert_eq!(read_answer(b"{}", IP), Ok(Sources::default()));
+        let refused = |body: &[u8]| read_answer(body, IP).unwrap_err();
+        assert!(matches!(refused(b"[]"), SourcesError::Answer(_)));
         assert!(matches!(
-            read_answer(b"[]", IP),
-            Err(SourcesError::Answer(_))
+            refused(br#"{"0": {"endpoint": "nonsense"}}"#),
+            SourcesError::Address(_)
         ));
-        assert!(read_answer(br#"{"0": {"endpoint": "nonsense"}}"#, IP).is_err());
+        assert_eq!(
+            refused(br#"{"first": {"endpoint": "tcp://*:1"}}"#).to_string(),
+            "/kv_event_sources names the rank \"first\", which is no number"
+        );
+    }
+
+    #[test]
+    fn of_too_many_ranks_the_lowest_are_followed() {
+        let entries: Vec<String> = (0..RANKS_MAX + 3)
+            .map(|rank| format!(r#""{rank}": {{"endpoint": "tcp://*:{}"}}"#, 5557 + rank))
+            .collect();
+        let body = format!("{{{}}}", entries.join(","));
+        let found = read_answer(body.as_bytes(), IP).unwrap();
+        assert_eq!(found.ranks.len(), RANKS_MAX);
+        assert_eq!(found.ranks.keys().last(), Some(&(RANKS_MAX as u32 - 1)));
+        assert_eq!(found.refused, 3);
+    }
+
+    #[test]
+    fn a_configured_address_is_that_of_the_first_rank() {
+        let worker = || sources([(2, at(5559, Some(5659))), (4, at(5561, Some(5661)))]);
+        let configured = at(7000, Some(8000));
+        assert_eq!(combined(None, worker()), worker());
+        assert_eq!(
+            combined(Some(&configured), worker()),
+            sources([(2, at(7000, Some(8000))), (4, at(7002, Some(8002)))])
+        );
+        assert_eq!(
+            combined(Some(&at(7000, None)), worker()),
+            sources([(2, at(7000, Some(5659))), (4, at(7002, Some(5661)))])
+        );
+        assert_eq!(
+            combined(Some(&configured), Sources::default()),
+            sources([(0, configured.clone())])
+        );
+        let at_the_end = combined(Some(&at(u16::MAX, None)), worker());
+        assert_eq!((at_the_end.ranks.len(), at_the_end.refused), (1, 1));
     }
 }

@@ -1,7 +1,12 @@
 //! The whole follower against a publisher and a replay server over real sockets.
 
+mod hostile;
+mod ranks;
+mod replays;
+
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::time::Instant;
 
 use bytes::Bytes;
 use parking_lot::Mutex;
@@ -16,7 +21,7 @@ use super::*;
 const DEADLINE: Duration = Duration::from_secs(20);
 const TOPIC: &str = "kv@worker@org/model";
 
-/// What the sink saw: hashes of stored blocks by the model of their topic, and clears.
+/// What the sink saw: hashes of stored blocks by rank, and what else was called.
 #[derive(Default)]
 struct Recorder {
     seen: Mutex<Seen>,
@@ -25,43 +30,67 @@ struct Recorder {
 
 #[derive(Clone, Default, PartialEq, Eq, Debug)]
 struct Seen {
-    hashes: BTreeMap<String, Vec<u64>>,
+    hashes: BTreeMap<u32, Vec<u64>>,
+    followed: Vec<u32>,
     clears: u32,
-}
-
-impl BlockSink for Recorder {
-    fn apply(&self, _: (EndpointId, Generation), model: &str, event: &Event) {
-        if let Event::BlockStored(stored) = event {
-            let hashes = stored.block_hashes.iter().map(|hash| hash.0);
-            let mut seen = self.seen.lock();
-            seen.hashes
-                .entry(model.to_owned())
-                .or_default()
-                .extend(hashes);
-        }
-        self.changed.notify_one();
-    }
-
-    fn clear(&self, _: EndpointId, _: Generation) {
-        let mut seen = self.seen.lock();
-        seen.hashes.clear();
-        seen.clears += 1;
-        drop(seen);
-        self.changed.notify_one();
-    }
+    forgotten: u32,
 }
 
 impl Recorder {
+    fn note(&self, note: impl FnOnce(&mut Seen)) {
+        note(&mut self.seen.lock());
+        self.changed.notify_one();
+    }
+
+    /// What rank 0 stored.
     fn hashes(&self) -> Vec<u64> {
         let seen = self.seen.lock();
-        assert!(seen.hashes.keys().all(|model| model == "org/model"));
-        seen.hashes.get("org/model").cloned().unwrap_or_default()
+        seen.hashes.get(&0).cloned().unwrap_or_default()
+    }
+
+    fn followed(&self) -> Vec<u32> {
+        self.seen.lock().followed.clone()
+    }
+}
+
+impl BlockSink for Recorder {
+    fn apply(&self, source: EventSource, model: &str, event: &Event) {
+        assert_eq!(model, "org/model");
+        self.note(|seen| {
+            if let Event::BlockStored(stored) = event {
+                let hashes = stored.block_hashes.iter().map(|hash| hash.0);
+                seen.hashes.entry(source.rank).or_default().extend(hashes);
+            }
+        });
+    }
+
+    fn followed(&self, source: EventSource) {
+        self.note(|seen| seen.followed.push(source.rank));
+    }
+
+    fn clear(&self, source: EventSource) {
+        self.note(|seen| {
+            seen.hashes.remove(&source.rank);
+            seen.followed.retain(|rank| *rank != source.rank);
+            seen.clears += 1;
+        });
+    }
+
+    fn forget(&self, _: EndpointId, _: Generation) {
+        self.note(|seen| {
+            seen.hashes.clear();
+            seen.forgotten += 1;
+        });
     }
 }
 
 /// A batch that stores one block of this hash.
 fn batch(hash: u64) -> Bytes {
-    let stored = BlockStored {
+    batch_of(vec![stored(hash)], 0)
+}
+
+fn stored(hash: u64) -> Event {
+    Event::BlockStored(BlockStored {
         block_hashes: vec![EngineHash(hash)],
         parent: None,
         token_ids: vec![1],
@@ -69,11 +98,15 @@ fn batch(hash: u64) -> Bytes {
         lora_name: None,
         medium: Medium::Gpu,
         cache_salt: None,
-    };
+        extras: Vec::new(),
+    })
+}
+
+fn batch_of(events: Vec<Event>, rank: u32) -> Bytes {
     let batch = EventBatch {
         timestamp_s: 1.0,
-        events: vec![Event::BlockStored(stored)],
-        data_parallel_rank: Some(0),
+        events,
+        data_parallel_rank: Some(rank),
     };
     let mut out = Vec::new();
     encode(&batch, Form::Map, &mut out);
@@ -196,12 +229,17 @@ struct World {
 }
 
 fn follow_worker(spec: EndpointSpec) -> World {
+    follow_as(spec, "fallback")
+}
+
+/// Follows a worker whose events are of `model` where their topic names none.
+fn follow_as(spec: EndpointSpec, model: &str) -> World {
     let fleet = Fleet::new();
     fleet.apply(vec![spec]).unwrap();
     let sink = Arc::new(Recorder::default());
-    let now: NowMs = Arc::new(|| 0);
-    let events =
-        KvEvents::new(Arc::clone(&fleet), Arc::clone(&sink) as _, "fallback", now).unwrap();
+    let began = Instant::now();
+    let now: NowMs = Arc::new(move || began.elapsed().as_millis() as u64);
+    let events = KvEvents::new(Arc::clone(&fleet), Arc::clone(&sink) as _, model, now).unwrap();
     let counters = events.counters();
     let task = AbortOnDropHandle::new(tokio::spawn(events.run()));
     World {
@@ -230,6 +268,19 @@ async fn until(sink: &Recorder, wanted: impl Fn(&Seen) -> bool) {
         }
     };
     tokio::time::timeout(DEADLINE, waiting).await.unwrap();
+}
+
+/// A worker's HTTP side that says where its events come from; `None` = it says 404.
+async fn worker_that_says(answer: Option<String>) -> (SocketAddr, AbortOnDropHandle<()>) {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let mut app = axum::Router::new();
+    if let Some(answer) = answer {
+        let answer = axum::routing::get(move || async move { answer.clone() });
+        app = app.route("/kv_event_sources", answer);
+    }
+    let server = tokio::spawn(async move { axum::serve(listener, app).await.unwrap() });
+    (address, AbortOnDropHandle::new(server))
 }
 
 fn is_unbroken(hashes: &[u64]) -> bool {
@@ -261,20 +312,8 @@ async fn what_was_published_before_and_what_got_lost_is_replayed() {
         "{:?}",
         world.sink.hashes()
     );
-    assert!(
-        world
-            .counters
-            .gaps
-            .load(std::sync::atomic::Ordering::Relaxed)
-            >= 1
-    );
-    assert_eq!(
-        world
-            .counters
-            .lost_batches
-            .load(std::sync::atomic::Ordering::Relaxed),
-        0
-    );
+    assert!(world.counters.gaps.get() >= 1);
+    assert_eq!(world.counters.lost_batches.get(), 0);
     assert_eq!(world.sink.seen.lock().clears, 0);
 }
 
@@ -311,17 +350,21 @@ async fn without_replay_the_stream_is_followed_from_where_it_is() {
     publisher
         .publish_until(&world.sink, 1, |hashes| hashes.len() >= 2)
         .await;
-    let before = world.sink.hashes();
+    assert_eq!(world.sink.followed(), [0_u32; 0]);
     publisher.publish(batch(1_000), false).await;
     publisher
-        .publish_until(&world.sink, 2_000, |hashes| hashes.len() > before.len())
+        .publish_until(&world.sink, 2_000, |hashes| hashes.first() >= Some(&2_000))
         .await;
+    // What is lost may have removed blocks, so what was known before is void.
     assert!(!world.sink.hashes().contains(&1_000));
-    let lost = world
-        .counters
-        .lost_batches
-        .load(std::sync::atomic::Ordering::Relaxed);
+    let lost = world.counters.lost_batches.get();
     assert_eq!(lost, 1);
+    assert_eq!(world.counters.without_replay.get(), 1);
+    assert_eq!(world.sink.seen.lock().clears, 1);
+    // An emptied cache is known in full.
+    let cleared = batch_of(vec![Event::AllBlocksCleared], 0);
+    publisher.publish(cleared, true).await;
+    until(&world.sink, |seen| seen.followed == [0]).await;
 }
 
 #[tokio::test]
@@ -335,7 +378,7 @@ async fn a_malformed_batch_does_not_end_the_stream() {
         .publish_until(&world.sink, 0, |hashes| hashes.len() >= 2)
         .await;
     let malformed = &world.counters.malformed_batches;
-    assert_eq!(malformed.load(std::sync::atomic::Ordering::Relaxed), 1);
+    assert_eq!(malformed.get(), 1);
 }
 
 #[tokio::test]
@@ -346,29 +389,8 @@ async fn a_removed_endpoint_is_cleared() {
         .publish_until(&world.sink, 0, |hashes| !hashes.is_empty())
         .await;
     world.fleet.apply(Vec::new()).unwrap();
-    until(&world.sink, |seen| seen.clears == 1).await;
-    // The task has ended before the clear, so nothing comes after it.
+    until(&world.sink, |seen| seen.forgotten == 1).await;
+    // The task has ended before that, so nothing comes after it.
     publisher.publish(batch(77), true).await;
     assert!(world.sink.hashes().is_empty());
-}
-
-#[tokio::test]
-async fn a_worker_says_where_its_events_come_from() {
-    let (mut publisher, ports) = Publisher::start(None).await;
-    let answer = format!(
-        r#"{{"0": {{"endpoint": "tcp://*:{}", "replay_endpoint": "tcp://*:{}"}}}}"#,
-        ports.0, ports.1
-    );
-    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let address: SocketAddr = listener.local_addr().unwrap();
-    let app =
-        axum::Router::new().route("/kv_event_sources", axum::routing::get(|| async { answer }));
-    let _server = AbortOnDropHandle::new(tokio::spawn(async move {
-        axum::serve(listener, app).await.unwrap();
-    }));
-    let world = follow_worker(EndpointSpec::new("worker", address));
-    publisher
-        .publish_until(&world.sink, 0, |hashes| hashes.len() >= 2)
-        .await;
-    assert!(is_unbroken(&world.sink.hashes()));
 }

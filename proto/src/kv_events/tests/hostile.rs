@@ -84,6 +84,29 @@ fn medium() -> impl Strategy<Value = Medium> {
     prop_oneof![Just(Medium::Gpu), Just(Medium::Cpu), Just(Medium::Disk)]
 }
 
+/// One block's extras: images as pairs, or a digest of embeddings.
+fn extras() -> impl Strategy<Value = Box<[u8]>> {
+    let image = ("[a-f0-9]{0,64}", any::<i32>()).prop_map(|(identifier, offset)| {
+        let mut key = vec![0x92];
+        rmp::encode::write_str(&mut key, &identifier).expect("a Vec");
+        rmp::encode::write_sint(&mut key, i64::from(offset)).expect("a Vec");
+        key
+    });
+    let embeddings = vec(any::<u8>(), 0..300).prop_map(|digest| {
+        let mut key = Vec::new();
+        rmp::encode::write_bin(&mut key, &digest).expect("a Vec");
+        key
+    });
+    vec(prop_oneof![image, embeddings], 0..4).prop_map(|keys| {
+        if keys.is_empty() {
+            return Box::default();
+        }
+        let mut entry = vec![0x90 | keys.len() as u8];
+        entry.extend(keys.concat());
+        entry.into()
+    })
+}
+
 fn event() -> impl Strategy<Value = Event> {
     let stored = (
         vec(hash(), 1..5),
@@ -93,11 +116,21 @@ fn event() -> impl Strategy<Value = Event> {
         option::of("lora-[a-z]{0,40}"),
         medium(),
         option::of("[ -~]{1,40}"),
+        vec(extras(), 5),
     )
         .prop_map(
-            |(block_hashes, parent, token_ids, block_size, lora_name, medium, cache_salt)| {
-                // A salt that equals the adapter's name is taken for it.
-                let cache_salt = cache_salt.filter(|salt| Some(salt) != lora_name.as_ref());
+            |(
+                block_hashes,
+                parent,
+                token_ids,
+                block_size,
+                lora_name,
+                medium,
+                cache_salt,
+                extras,
+            )| {
+                let extras: Vec<_> = extras.into_iter().take(block_hashes.len()).collect();
+                let has_any = extras.iter().any(|entry| !entry.is_empty());
                 Event::BlockStored(BlockStored {
                     block_hashes,
                     parent,
@@ -105,7 +138,8 @@ fn event() -> impl Strategy<Value = Event> {
                     block_size,
                     lora_name,
                     medium,
-                    cache_salt,
+                    cache_salt: cache_salt.filter(|_| parent.is_none()),
+                    extras: if has_any { extras } else { Vec::new() },
                 })
             },
         );
@@ -146,4 +180,41 @@ proptest! {
             prop_assert_eq!(decoded.batch.events.len() + decoded.skipped.len(), 1);
         }
     }
+}
+
+#[test]
+fn a_payload_of_tiny_events_costs_no_more_memory_than_its_report() {
+    let mut many = Vec::new();
+    write_array_len(&mut many, 2).expect("a Vec");
+    write_f64(&mut many, 1.0).expect("a Vec");
+    write_array_len(&mut many, MAX_EVENTS as u32).expect("a Vec");
+    many.resize(many.len() + MAX_EVENTS, 0xc0);
+    let decoded = decode(&many).expect("nothing but nils");
+    assert_eq!(decoded.skipped.len(), MAX_SKIPPED_LISTED);
+    assert_eq!(Batch::open(&many).expect("the same").count(), MAX_EVENTS);
+}
+
+#[test]
+fn events_of_more_tokens_or_blocks_than_any_prompt_are_skipped() {
+    let long = |tokens: usize, hashes: usize| {
+        batch_of(|out| {
+            write_array_len(out, 5).expect("a Vec");
+            text(out, "BlockStored");
+            write_array_len(out, hashes as u32).expect("a Vec");
+            out.resize(out.len() + hashes, 1);
+            out.push(0xc0);
+            write_array_len(out, tokens as u32).expect("a Vec");
+            out.resize(out.len() + tokens, 1);
+            out.push(16);
+        })
+    };
+    only_event(&long(MAX_EVENT_TOKENS, 1));
+    assert_eq!(
+        skip_reason(&long(MAX_EVENT_TOKENS + 1, 1)),
+        "token_ids: 1048577 entries, at most 1048576 are read"
+    );
+    assert_eq!(
+        skip_reason(&long(1, MAX_EVENT_BLOCKS + 1)),
+        "block_hashes: 1048577 entries, at most 1048576 are read"
+    );
 }

@@ -222,3 +222,33 @@ fn the_demo_model_encodes_as_in_transformers() {
         assert_eq!(ids, case.ids, "{:?}", case.rendered);
     }
 }
+
+#[test]
+fn the_special_frame_is_what_stands_around_a_text() {
+    let encoder = load(&[]);
+    let frame = encoder.special_frame().expect("a BOS stands before");
+    assert_eq!(
+        (frame.before.as_slice(), frame.after.as_slice()),
+        (&[0][..], &[][..])
+    );
+    for text in ["", "one", "one <end> two"] {
+        let plain = encoder.encode_text(text, false).expect("encodes");
+        let framed = [&frame.before, &plain, &frame.after]
+            .map(Vec::as_slice)
+            .concat();
+        assert_eq!(framed, encoder.encode_text(text, true).expect("encodes"));
+    }
+}
+
+#[test]
+fn a_text_that_the_post_processor_writes_twice_has_no_frame() {
+    let directory = folder(&[]);
+    let path = directory.path().join("tokenizer.json");
+    let text = fs::read_to_string(&path).expect("readable");
+    let mut tokenizer: serde_json::Value = serde_json::from_str(&text).expect("JSON");
+    let sequence = json!({"Sequence": {"id": "A", "type_id": 0}});
+    tokenizer["post_processor"]["single"] = json!([sequence, sequence]);
+    fs::write(&path, tokenizer.to_string()).expect("writable");
+    let encoder = PromptEncoder::load(directory.path()).expect("a good folder");
+    assert_eq!(encoder.special_frame(), None);
+}

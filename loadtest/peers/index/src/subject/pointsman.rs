@@ -1,7 +1,7 @@
 //! Our index: one holder a worker, and a lookup by chained keys.
 
 use pointsman_epp::fleet::{EndpointId, Generation};
-use pointsman_epp::index::chains::{Chains, Found, Holder, HolderTag, Origin};
+use pointsman_epp::index::chains::{Chains, Found, Holder, HolderTag};
 use pointsman_proto::block_hash::{KeyScope, RequestKey, request_keys};
 use pointsman_proto::kv_events::{EngineHash, Medium};
 
@@ -88,7 +88,6 @@ impl Subject for Pointsman {
                 endpoint: EndpointId(worker),
                 generation: Generation(1),
                 rank: 0,
-                origin: Origin::Events,
             };
             self.chains
                 .holder(tag)
