@@ -104,13 +104,7 @@ fn each_endpoint_is_out_at_its_own_first_miss() {
     assert_eq!(found.longest(), 3);
     index.apply(B, MODEL, &removed(&[3]));
     let found = lookup(&index, &scope(), &[5, 6, 7, 8]);
-    assert_eq!(
-        (
-            found.tokens(A.endpoint, A.generation),
-            found.tokens(B.endpoint, B.generation)
-        ),
-        (3, 0)
-    );
+    assert_eq!((found.tokens(A.endpoint, A.generation), found.tokens(B.endpoint, B.generation)), (3, 0));
 }
 
 #[test]
@@ -127,18 +121,12 @@ fn scopes_do_not_share_blocks() {
         cache_salt: Some("salt"),
         ..scope()
     };
-    assert_eq!(
-        lookup(&index, &with_salt, &[1, 2]).tokens(A.endpoint, A.generation),
-        2
-    );
+    assert_eq!(lookup(&index, &with_salt, &[1, 2]).tokens(A.endpoint, A.generation), 2);
     let with_adapter = KeyScope {
         adapter: Some("adapter"),
         ..scope()
     };
-    assert_eq!(
-        lookup(&index, &with_adapter, &[1, 2]).tokens(B.endpoint, B.generation),
-        2
-    );
+    assert_eq!(lookup(&index, &with_adapter, &[1, 2]).tokens(B.endpoint, B.generation), 2);
     let other_model = KeyScope {
         model: "other",
         ..scope()
@@ -216,18 +204,11 @@ fn a_full_index_refuses_until_blocks_go() {
     let stored = (0..10_000).take_while(|hash| index.apply(A, MODEL, &event(*hash)) != refusal);
     let stored = stored.count() as u64;
     assert!(stored > 50 && index.stats().refused_blocks == 1, "{stored}");
-    assert!(
-        index.stats().bytes < index_bytes_max(&index),
-        "{}",
-        index.stats().bytes
-    );
+    assert!(index.stats().bytes < index_bytes_max(&index), "{}", index.stats().bytes);
     assert_eq!(tokens_at(&index, A, &[0]), 1);
     let half: Vec<u64> = (0..stored / 2).collect();
     index.apply(A, MODEL, &removed(&half));
-    assert_eq!(
-        index.apply(B, MODEL, &event(1)),
-        Applied::Stored { blocks: 1 }
-    );
+    assert_eq!(index.apply(B, MODEL, &event(1)), Applied::Stored { blocks: 1 });
     assert_eq!(tokens_at(&index, B, &[1]), 1);
 }
 
@@ -323,10 +304,7 @@ fn all_blocks_cleared_is_one_model_of_one_endpoint() {
         model: "other",
         ..scope()
     };
-    assert_eq!(
-        lookup(&index, &other, &[1]).tokens(A.endpoint, A.generation),
-        1
-    );
+    assert_eq!(lookup(&index, &other, &[1]).tokens(A.endpoint, A.generation), 1);
 }
 
 /// What may happen. Paths are token sequences of blocks of two; an engine names the block that ends
