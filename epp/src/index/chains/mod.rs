@@ -501,7 +501,7 @@ fn shard_of_run(run: u32) -> usize {
     run as usize & (SHARDS - 1)
 }
 
-#[cfg(test)]
-pub(super) mod reference;
+#[cfg(any(test, feature = "reference"))]
+pub mod reference;
 #[cfg(test)]
 mod tests;
