@@ -180,7 +180,7 @@ impl Pair {
         let side = side.expect("a holder is replaced at once");
         let number = side.number();
         assert_eq!(
-            self.chains.remove(side, medium, name),
+            self.chains.remove(side, medium, &[name]) == 1,
             self.reference.remove(number, medium, name)
         );
     }

@@ -6,7 +6,7 @@
 use std::collections::VecDeque;
 
 use pointsman_proto::block_hash::{KeyScope, RequestKey};
-use pointsman_proto::kv_events::{BlockRemoved, BlockStored, EngineHash, Medium};
+use pointsman_proto::kv_events::{BlockRemoved, BlockStored, EngineHash};
 
 use super::chains::{Chains, Holder, HolderTag, UnknownParent};
 use super::orphans::{Chunk, Orphans};
@@ -144,10 +144,7 @@ impl Ranks {
         let Some(model) = self.known_model(rank, model) else {
             return 0;
         };
-        let hashes = event.block_hashes.iter();
-        hashes
-            .filter(|hash| model.remove(chains, event.medium, **hash))
-            .count()
+        model.remove(chains, event)
     }
 
     /// Forgets every block of one model of one rank; returns how many there were.
@@ -289,7 +286,7 @@ impl Model {
                         Some(hash) => parents.push_back(*hash),
                         None => {
                             outcome.blocks -= 1;
-                            chains.remove(&mut self.holder, chunk.medium, *name);
+                            chains.remove(&mut self.holder, chunk.medium, &[*name]);
                         }
                     }
                 }
@@ -297,9 +294,17 @@ impl Model {
         }
     }
 
-    fn remove(&mut self, chains: &Chains, medium: Medium, hash: EngineHash) -> bool {
-        let waited = self.orphans.blocks() > 0 && self.orphans.remove(hash, medium);
-        chains.remove(&mut self.holder, medium, hash) || waited
+    fn remove(&mut self, chains: &Chains, event: &BlockRemoved) -> usize {
+        let hashes = &event.block_hashes;
+        let mut waited = 0;
+        if self.orphans.blocks() > 0 {
+            let orphans = &mut self.orphans;
+            let removed = hashes
+                .iter()
+                .filter(|hash| orphans.remove(**hash, event.medium));
+            waited = removed.count();
+        }
+        waited + chains.remove(&mut self.holder, event.medium, hashes)
     }
 }
 

@@ -164,6 +164,10 @@ impl Found {
     }
 
     fn pass_shared(&mut self, shared: &Shared<'_>, position: u32, matched: u32) {
+        if self.words.len() == 1 {
+            self.pass_shared_in_word(shared, position, matched);
+            return;
+        }
         self.staying[self.words.clone()].fill(0);
         self.falling[self.words.clone()].fill(0);
         // Stretches before bits, see `run`.
@@ -187,6 +191,31 @@ impl Found {
         for place in self.words.clone() {
             self.settle(place, self.staying[place], self.falling[place], position);
         }
+    }
+
+    /// The same where all racers are in one word, as in any fleet of up to 64.
+    fn pass_shared_in_word(&mut self, shared: &Shared<'_>, position: u32, matched: u32) {
+        let place = self.words.start;
+        let racing = self.racing[place];
+        let (mut staying, mut falling) = (0, 0);
+        for span in shared.spans() {
+            let holder = span.shelf.holder as usize;
+            let bit = 1_u64 << (holder % 64);
+            if span.from > 0 || holder / 64 != place || racing & bit == 0 {
+                continue;
+            }
+            if span.to >= matched {
+                staying |= bit;
+            } else {
+                falling |= bit;
+                self.reach[holder] = position + span.to;
+            }
+        }
+        let bits = place
+            .checked_sub(shared.base as usize)
+            .and_then(|word| shared.bits.get(word));
+        staying |= bits.map_or(0, |bits| bits.load(Ordering::Acquire)) & racing;
+        self.settle(place, staying, falling, position);
     }
 
     /// Writes down who falls out: those of `falling` have their reach already, the others come to

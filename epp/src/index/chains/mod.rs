@@ -70,11 +70,13 @@ pub struct Holder {
     number: u32,
     names: [Names; TIERS],
     /// Further names of one block, by tier and key: the block goes with the last of its names.
-    aliases: HashMap<(u8, u64), u32, FxBuildHasher>,
+    aliases: Aliases,
     blocks: usize,
     /// The keys of the event at hand.
     keys: Vec<u64>,
 }
+
+type Aliases = HashMap<(u8, u64), u32, FxBuildHasher>;
 
 /// What became of blocks that were to be stored.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
@@ -110,7 +112,7 @@ impl Chains {
         Some(Holder {
             number: self.numbers.register(tag)?,
             names: Default::default(),
-            aliases: HashMap::default(),
+            aliases: Aliases::default(),
             blocks: 0,
             keys: Vec::new(),
         })
@@ -155,8 +157,10 @@ impl Chains {
         let mut event = Event::new(self, locked, &guard, holder, tier);
         let stored = event.store(place.map(within_shard), names, &keys);
         let moved = event.end();
+        let mut locked = None;
         for place in moved {
-            self.lift(holder.number, tier, place, &mut holder.aliases, &guard);
+            let locked = self.locked_again(&mut locked, place);
+            locked.lift(holder.number, tier, place, &mut holder.aliases, &guard);
         }
         holder.keys = keys;
         Ok(stored)
@@ -179,21 +183,29 @@ impl Chains {
         copied
     }
 
-    /// Takes one copy of a block out; false where the holder does not know the name in that tier.
-    pub fn remove(&self, holder: &mut Holder, medium: Medium, name: EngineHash) -> bool {
+    /// Takes one copy of each of these blocks out; returns how many names of them the holder knew in
+    /// that tier.
+    pub fn remove(&self, holder: &mut Holder, medium: Medium, names: &[EngineHash]) -> usize {
         let tier = tier_of(medium);
-        match holder.names[tier].remove(name) {
-            Removed::Absent => return false,
-            Removed::Kept => return true,
-            Removed::Gone(place) => {
-                holder.blocks -= 1;
-                let guard = crossbeam_epoch::pin();
-                self.lift(holder.number, tier, place, &mut holder.aliases, &guard);
+        let guard = crossbeam_epoch::pin();
+        std::hint::black_box(holder.names[tier].touch(names));
+        let mut locked = None;
+        let mut known = 0;
+        for name in names {
+            match holder.names[tier].remove(*name) {
+                Removed::Absent => continue,
+                Removed::Kept => {}
+                Removed::Gone(place) => {
+                    holder.blocks -= 1;
+                    let locked = self.locked_again(&mut locked, place);
+                    locked.lift(holder.number, tier, place, &mut holder.aliases, &guard);
+                }
             }
+            known += 1;
         }
         let given_back = holder.names[tier].shrink();
         self.bytes.fetch_sub(given_back, Ordering::Relaxed);
-        true
+        known
     }
 
     /// The key of a block by its name.
@@ -217,6 +229,7 @@ impl Chains {
             return false;
         };
         let guard = crossbeam_epoch::pin();
+        let mut locked = None;
         for _ in 0..blocks {
             let mut tiers = (0..).zip(&mut holder.names);
             let Some((tier, place)) = tiers.find_map(|(tier, names)| Some((tier, names.pop()?)))
@@ -226,8 +239,10 @@ impl Chains {
                 self.numbers.release(holder.number);
                 return !self.retired.lock().is_empty();
             };
-            self.lift(holder.number, tier, place, &mut HashMap::default(), &guard);
+            let locked = self.locked_again(&mut locked, place);
+            locked.lift(holder.number, tier, place, &mut Aliases::default(), &guard);
         }
+        drop(locked);
         self.retired.lock().push(holder);
         true
     }
@@ -273,38 +288,20 @@ impl Chains {
         }
     }
 
-    /// Takes a block that lost its name out of what a holder has, unless it has another name.
-    fn lift(
-        &self,
-        number: u32,
-        tier: usize,
+    /// The lock of the shard that a place is in: the one that is held, if that is it.
+    fn locked_again<'a, 'b>(
+        &'a self,
+        held: &'b mut Option<Locked<'a>>,
         place: Place,
-        aliases: &mut HashMap<(u8, u64), u32, FxBuildHasher>,
-        guard: &Guard,
-    ) {
-        let mut locked = self.locked(shard_of_run(place.run));
-        let (run, offset) = within_shard(place);
-        let alias = (!aliases.is_empty())
-            .then(|| locked.writer.key(run, offset))
-            .flatten()
-            .map(|key| (tier as u8, key));
-        match alias.and_then(|alias| aliases.get_mut(&alias).map(|names| (alias, names))) {
-            Some((alias, names)) => {
-                *names -= 1;
-                if *names == 0 {
-                    aliases.remove(&alias);
-                }
-            }
-            None => {
-                let shelf = Shelf {
-                    holder: number,
-                    tier: tier as u8,
-                };
-                let heads = &locked.shard.heads;
-                locked.writer.lift(heads, guard, shelf, run, offset);
-            }
+    ) -> &'b mut Locked<'a> {
+        let number = shard_of_run(place.run);
+        if held
+            .as_ref()
+            .is_some_and(|held| held.number as usize != number)
+        {
+            *held = None;
         }
-        locked.writer.drop_name(run);
+        held.get_or_insert_with(|| self.locked(number))
     }
 }
 
@@ -335,6 +332,41 @@ struct Locked<'a> {
     writer: MutexGuard<'a, Writer>,
     before: usize,
     bytes: &'a AtomicUsize,
+}
+
+impl Locked<'_> {
+    /// Takes a block that lost its name out of what a holder has, unless it has another name.
+    fn lift(
+        &mut self,
+        number: u32,
+        tier: usize,
+        place: Place,
+        aliases: &mut Aliases,
+        guard: &Guard,
+    ) {
+        let (run, offset) = within_shard(place);
+        let alias = (!aliases.is_empty())
+            .then(|| self.writer.key(run, offset))
+            .flatten()
+            .map(|key| (tier as u8, key));
+        match alias.and_then(|alias| aliases.get_mut(&alias).map(|names| (alias, names))) {
+            Some((alias, names)) => {
+                *names -= 1;
+                if *names == 0 {
+                    aliases.remove(&alias);
+                }
+            }
+            None => {
+                let shelf = Shelf {
+                    holder: number,
+                    tier: tier as u8,
+                };
+                self.writer
+                    .lift(&self.shard.heads, guard, shelf, run, offset);
+            }
+        }
+        self.writer.drop_name(run);
+    }
 }
 
 impl Drop for Locked<'_> {

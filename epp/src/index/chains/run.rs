@@ -41,6 +41,9 @@ pub(super) struct Run {
     /// The number by which its shard's writer knows it.
     pub(super) id: u32,
     len: AtomicU32,
+    /// The key of the last block, beside the length: most prompts that reach a run pass all of it,
+    /// and then this is the only key that a lookup reads.
+    last_key: AtomicU64,
     keys: Arc<[AtomicU64]>,
     kind: Kind,
     cells: Box<[AtomicU64]>,
@@ -83,6 +86,7 @@ impl Run {
         Self {
             id,
             len: AtomicU32::new(keys.len() as u32),
+            last_key: AtomicU64::new(keys.last().copied().unwrap_or_default()),
             keys: stored.map(AtomicU64::new).collect(),
             kind: Kind::Sole(shelf),
             cells: Box::default(),
@@ -118,9 +122,14 @@ impl Run {
             Some(shelf) => (Kind::Sole(shelf), Box::default()),
             None => shared_cells(sheet),
         };
+        let last = (sheet.len as usize).checked_sub(1);
+        let last_key = last
+            .and_then(|last| keys.get(last))
+            .map_or(0, |key| key.load(Ordering::Relaxed));
         Self {
             id,
             len: AtomicU32::new(sheet.len),
+            last_key: AtomicU64::new(last_key),
             keys,
             kind,
             cells,
@@ -164,7 +173,16 @@ impl Run {
     #[inline]
     pub(super) fn matched(&self, offset: u32, keys: &mut impl KeyChain, position: u32) -> u32 {
         let rest = self.len().saturating_sub(offset);
-        let most = rest.min((keys.len() as u32).saturating_sub(position));
+        let asked = (keys.len() as u32).saturating_sub(position);
+        let most = rest.min(asked);
+        let end = (position + most) as usize;
+        if most == rest && most > 0 && keys.ready() >= end {
+            // A last key that does not go with the length just read says nothing; an equal one
+            // says all, wherever the length is by then.
+            if self.last_key.load(Ordering::Acquire) == keys.key(end - 1) {
+                return most;
+            }
+        }
         let mut stride = (keys.ready() as u32)
             .saturating_sub(position)
             .max(FIRST_STRIDE);
@@ -257,14 +275,19 @@ impl Run {
         }
         let appended = room.len().min(keys.len());
         // The length last: a reader that sees it sees the keys.
+        if let Some(last) = keys.get(..appended).and_then(<[u64]>::last) {
+            self.last_key.store(*last, Ordering::Release);
+        }
         self.len.store((len + appended) as u32, Ordering::Release);
         appended
     }
 
     /// Drops the last block of a run of one shelf.
     pub(super) fn truncate(&self) {
-        self.len
-            .store(self.len().saturating_sub(1), Ordering::Release);
+        let len = self.len().saturating_sub(1);
+        self.last_key
+            .store(self.key(len.saturating_sub(1)), Ordering::Release);
+        self.len.store(len, Ordering::Release);
     }
 }
 

@@ -246,10 +246,7 @@ impl Writer {
         if wanted <= run.capacity() {
             return run.append(keys) as u32;
         }
-        let larger = run.resized(
-            shelf,
-            wanted.max(run.capacity() * 5 / 4).next_multiple_of(2),
-        );
+        let larger = run.resized(shelf, grown(run.capacity(), wanted));
         let appended = larger.append(keys);
         self.replace(heads, guard, Arc::new(larger));
         appended as u32
@@ -607,6 +604,16 @@ impl Writer {
         self.free.push(tail);
         Some(head)
     }
+}
+
+/// Room for a run that has outgrown its own: twice as much while that is little, then a quarter more.
+fn grown(capacity: usize, wanted: usize) -> usize {
+    let more = if capacity < 128 {
+        capacity * 2
+    } else {
+        capacity * 5 / 4
+    };
+    wanted.max(more).next_multiple_of(2)
 }
 
 /// Lets a shelf hold blocks of a shared run without replacing the run; `None` where that cannot be

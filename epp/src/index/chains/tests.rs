@@ -88,7 +88,7 @@ impl Pair {
         if let Some(side) = self.holders[holder].as_mut() {
             let number = side.number();
             assert_eq!(
-                self.chains.remove(side, medium, name),
+                self.chains.remove(side, medium, &[name]) == 1,
                 self.reference.remove(number, medium, name)
             );
         }
