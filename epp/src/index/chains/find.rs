@@ -216,9 +216,7 @@ impl Found {
         match holders {
             Holders::Sole(shelf) => self.gather(shelf.holder),
             Holders::Shared(shared) => {
-                shared
-                    .spans()
-                    .for_each(|span| self.gather(span.shelf.holder));
+                shared.spans().for_each(|span| self.gather(span.shelf.holder));
                 shared.whole().for_each(|holder| self.gather(holder));
             }
         }

@@ -254,10 +254,7 @@ impl Chains {
 
     /// Runs, over all shards.
     pub fn runs(&self) -> usize {
-        self.shards
-            .iter()
-            .map(|shard| shard.writer.lock().runs())
-            .sum()
+        self.shards.iter().map(|shard| shard.writer.lock().runs()).sum()
     }
 
     fn locked(&self, number: usize) -> Locked<'_> {
@@ -382,7 +379,12 @@ impl<'a> Event<'a> {
         self.moved
     }
 
-    fn store(&mut self, parent: Option<(u32, u32)>, names: &[EngineHash], keys: &[u64]) -> Stored {
+    fn store(
+        &mut self,
+        parent: Option<(u32, u32)>,
+        names: &[EngineHash],
+        keys: &[u64],
+    ) -> Stored {
         let blocks = names.len().min(keys.len());
         let mut stored = 0;
         let mut after = parent;

@@ -91,11 +91,7 @@ impl Run {
 
     /// A run of the shape that a sheet gives it, with keys of its own.
     pub(super) fn of_sheet(id: u32, sheet: &Sheet, keys: &[u64]) -> Self {
-        Self::shaped(
-            id,
-            sheet,
-            keys.iter().copied().map(AtomicU64::new).collect(),
-        )
+        Self::shaped(id, sheet, keys.iter().copied().map(AtomicU64::new).collect())
     }
 
     /// This run in another shape. Keys stay where they are, unless half of their room is empty, or a
@@ -367,14 +363,8 @@ fn decoded(cell: u64) -> Span {
 fn shared_cells(sheet: &Sheet) -> (Kind, Box<[AtomicU64]>) {
     let is_whole = |span: &&Span| span.shelf.tier == 0 && span.from == 0 && span.to == sheet.len;
     let whole = || sheet.spans.iter().filter(is_whole);
-    let first = whole()
-        .map(|span| span.shelf.holder / 64)
-        .min()
-        .unwrap_or(0);
-    let last = whole()
-        .map(|span| span.shelf.holder / 64)
-        .max()
-        .unwrap_or(0);
+    let first = whole().map(|span| span.shelf.holder / 64).min().unwrap_or(0);
+    let last = whole().map(|span| span.shelf.holder / 64).max().unwrap_or(0);
     let count = whole().count();
     let words = if count > (last - first) as usize {
         (last - first + 1) as usize

@@ -100,10 +100,7 @@ impl Writer {
 
     /// Runs that somebody holds.
     pub(super) fn runs(&self) -> usize {
-        self.runs
-            .iter()
-            .filter(|numbered| numbered.run.is_some())
-            .count()
+        self.runs.iter().filter(|numbered| numbered.run.is_some()).count()
     }
 
     /// The key of a block.
@@ -246,10 +243,7 @@ impl Writer {
         if wanted <= run.capacity() {
             return run.append(keys) as u32;
         }
-        let larger = run.resized(
-            shelf,
-            wanted.max(run.capacity() * 5 / 4).next_multiple_of(2),
-        );
+        let larger = run.resized(shelf, wanted.max(run.capacity() * 5 / 4).next_multiple_of(2));
         let appended = larger.append(keys);
         self.replace(heads, guard, Arc::new(larger));
         appended as u32
@@ -260,12 +254,7 @@ impl Writer {
         let most = keys.len().min(RUN_BLOCKS_MAX as usize);
         let keys = keys.get(..most).unwrap_or(keys);
         let number = self.new_number();
-        let run = Arc::new(Run::sole(
-            number,
-            shelf,
-            keys,
-            keys.len().next_multiple_of(2),
-        ));
+        let run = Arc::new(Run::sole(number, shelf, keys, keys.len().next_multiple_of(2)));
         self.adopt(heads, guard, run);
         Laid {
             run: number,
@@ -408,10 +397,7 @@ impl Writer {
         let (head, tail) = self.sides_of_cut(number)?;
         let (first, second) = (self.run(head).cloned()?, self.run(tail).cloned()?);
         let at = first.len();
-        let is_whole = self
-            .runs
-            .get(head as usize)
-            .is_some_and(|head| head.limit == at);
+        let is_whole = self.runs.get(head as usize).is_some_and(|head| head.limit == at);
         let (mut joined, rest) = (first.sheet(), second.sheet());
         if !is_whole || !joined.joins(&rest) {
             return None;
@@ -456,11 +442,7 @@ impl Writer {
             next.cut_from = tail;
         }
         if let Some(numbered) = self.runs.get_mut(tail as usize) {
-            numbered.limit = if limit == NOWHERE {
-                NOWHERE
-            } else {
-                limit - at
-            };
+            numbered.limit = if limit == NOWHERE { NOWHERE } else { limit - at };
             (numbered.onward, numbered.shift) = (onward, shift);
             numbered.cut_from = head;
             // The head leads to it.
@@ -483,11 +465,7 @@ impl Writer {
             next.cut_from = head;
         }
         if let Some(numbered) = self.runs.get_mut(head as usize) {
-            numbered.limit = if limit == NOWHERE {
-                NOWHERE
-            } else {
-                limit + at
-            };
+            numbered.limit = if limit == NOWHERE { NOWHERE } else { limit + at };
             (numbered.onward, numbered.shift) = (onward, shift);
             numbered.references += 1;
         }
@@ -595,9 +573,7 @@ impl Writer {
     /// Frees a dead tail that only the run it was cut off from leads to, so that that run may be
     /// appended to again; returns that run.
     fn forget_tail(&mut self, tail: u32) -> Option<u32> {
-        let (head, _) = self
-            .sides_of_cut(tail)
-            .filter(|(_, found)| *found == tail)?;
+        let (head, _) = self.sides_of_cut(tail).filter(|(_, found)| *found == tail)?;
         if let Some(numbered) = self.runs.get_mut(head as usize) {
             (numbered.limit, numbered.onward) = (NOWHERE, NOWHERE);
         }

@@ -43,7 +43,8 @@ impl Sheet {
         let mut overlaps = Overlaps::new();
         let mut merged = range.clone();
         self.spans.retain(|span| {
-            let touches = span.shelf == shelf && span.from <= range.end && span.to >= range.start;
+            let touches =
+                span.shelf == shelf && span.from <= range.end && span.to >= range.start;
             if touches {
                 merged = merged.start.min(span.from)..merged.end.max(span.to);
                 let overlap = span.from.max(range.start)..span.to.min(range.end);
@@ -65,7 +66,8 @@ impl Sheet {
 
     /// Takes one block out of a shelf's coverage.
     pub(super) fn uncover(&mut self, shelf: Shelf, offset: u32) {
-        let holds = |span: &Span| span.shelf == shelf && (span.from..span.to).contains(&offset);
+        let holds =
+            |span: &Span| span.shelf == shelf && (span.from..span.to).contains(&offset);
         let Some(place) = self.spans.iter().position(holds) else {
             return;
         };
