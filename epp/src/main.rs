@@ -23,7 +23,7 @@ use pointsman_epp::index::approximate::{ApproximateIndex, PickLimits};
 use pointsman_epp::index::{IndexLimits, PrefixIndex};
 use pointsman_epp::observe::{Metrics, logging, page, pool};
 use pointsman_epp::pipeline::page as rooms;
-use pointsman_epp::pipeline::{Options, Parts, Pipeline};
+use pointsman_epp::pipeline::{EventIndexes, Options, Parts, Pipeline};
 use pointsman_epp::schedule::Profile;
 use pointsman_epp::tokens::{TokenLimits, Tokens};
 use pointsman_proto::prompt::PromptEncoder;
@@ -100,7 +100,15 @@ async fn serve(settings: Settings, endpoints: Vec<EndpointSpec>) -> anyhow::Resu
         },
         Arc::clone(&now),
     )?;
-    let kv_events = KvEvents::new(Arc::clone(&fleet), Arc::clone(&index) as _, "", now)?;
+    let kv_events = KvEvents::new(
+        Arc::clone(&fleet),
+        Arc::new(EventIndexes {
+            precise: Arc::clone(&index),
+            approximate: Arc::clone(&approximate),
+        }),
+        "",
+        now,
+    )?;
     let pipeline = Pipeline::new(Parts {
         fleet: Arc::clone(&fleet),
         index,

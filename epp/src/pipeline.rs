@@ -8,6 +8,7 @@
 //! Everything that grows with the fleet lives in buffers of the runtime's threads, so that a
 //! request allocates nothing proportional to it.
 
+mod event_indexes;
 mod explain;
 pub mod page;
 mod prefix;
@@ -22,6 +23,7 @@ use metrics::Gauge;
 use pointsman_proto::headers;
 use tracing::{Level, debug, enabled};
 
+pub use self::event_indexes::EventIndexes;
 use self::explain::explain;
 use self::prefix::{Expectation, PrefixScratch};
 use crate::clock::Clock;

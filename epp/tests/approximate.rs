@@ -17,9 +17,10 @@ use pointsman_epp::index::approximate::{ApproximateIndex, PickLimits};
 use pointsman_epp::index::speculative::CONFIRM_MS;
 use pointsman_epp::index::{IndexLimits, PrefixIndex};
 use pointsman_epp::observe::Metrics;
-use pointsman_epp::pipeline::{InFlight, Options, Parts, Pipeline};
+use pointsman_epp::pipeline::{EventIndexes, InFlight, Options, Parts, Pipeline};
 use pointsman_epp::schedule::Profile;
 use pointsman_epp::tokens::{TokenLimits, Tokens};
+use pointsman_proto::kv_events::{BlockStored, EngineHash, Event, Medium};
 use serde_json::{Value, json};
 
 const WORKERS: u16 = 4;
@@ -269,6 +270,26 @@ async fn an_endpoint_that_comes_back_holds_nothing() {
     assert_ne!(pool.drawn_to(&chat(5)).await, FIRST);
 }
 
+#[tokio::test]
+async fn an_engine_that_emptied_its_cache_holds_nothing() {
+    let pool = Pool::new();
+    let parts = pool.pipeline.parts();
+    let sink = EventIndexes {
+        precise: Arc::clone(&parts.index),
+        approximate: Arc::clone(&parts.approximate),
+    };
+    pool.served(&chat(5), Some(FIRST), 0).await;
+    let source = EventSource {
+        endpoint: EndpointId(0),
+        generation: Generation(1),
+        rank: 0,
+    };
+    sink.clear(source);
+    assert_eq!(pool.drawn_to(&chat(5)).await, FIRST, "events were lost");
+    sink.apply(source, "m", &Event::AllBlocksCleared);
+    assert_ne!(pool.drawn_to(&chat(5)).await, FIRST);
+}
+
 /// Where events tell what an endpoint holds, a pick counts until they must have come.
 #[tokio::test]
 async fn with_events_a_pick_counts_until_they_should_be_there() {
@@ -296,7 +317,6 @@ async fn with_events_a_pick_counts_until_they_should_be_there() {
 
 /// Events of the first worker have come, of a prompt that nobody asks for.
 fn follow_first(index: &PrefixIndex) {
-    use pointsman_proto::kv_events::{BlockStored, EngineHash, Event, Medium};
     let stored = Event::BlockStored(BlockStored {
         block_hashes: vec![EngineHash(1)],
         parent: None,
