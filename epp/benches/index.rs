@@ -125,7 +125,8 @@ impl Fleet {
     fn remove(&mut self, held: &Held) {
         let holder = &mut self.holders[held.endpoint as usize];
         for key in held.keys.iter().rev() {
-            self.chains.remove(holder, Medium::Gpu, &[EngineHash(key.0)]);
+            self.chains
+                .remove(holder, Medium::Gpu, &[EngineHash(key.0)]);
         }
     }
 }

@@ -111,7 +111,7 @@ async fn serve(settings: Settings, endpoints: Vec<EndpointSpec>) -> anyhow::Resu
     )?;
     let pipeline = Pipeline::new(Parts {
         fleet: Arc::clone(&fleet),
-        index,
+        index: Arc::clone(&index),
         approximate: Arc::clone(&approximate),
         tokens,
         profile: Profile::field_default().with_fallback_endpoints(settings.fallback_endpoints),
@@ -128,6 +128,7 @@ async fn serve(settings: Settings, endpoints: Vec<EndpointSpec>) -> anyhow::Resu
     tasks.spawn(scraper.run());
     tasks.spawn(kv_events.run());
     tasks.spawn(approximate.follow(Arc::clone(&fleet)));
+    tasks.spawn(Arc::clone(&index).keep_reclaiming());
     discover(&settings.endpoints, endpoints, &fleet, &mut tasks)?;
     health.set_ready(true).await;
     serve_ports(&settings, pipeline, appendix, &health).await

@@ -18,6 +18,7 @@ use pointsman_proto::block_hash::{KeyScope, RequestKey};
 use pointsman_proto::kv_events::{BlockStored, Event};
 use rustc_hash::FxBuildHasher;
 use smallvec::SmallVec;
+use tokio::sync::Notify;
 
 use super::chains::{Chains, Found, TokenKeys};
 use super::ranks::{Outcome, Ranks, Refusal, check_shape};
@@ -27,6 +28,9 @@ use crate::fleet::{EndpointId, Generation, Matches};
 /// Distinct block sizes of one index. Each costs a lookup one hash. Events of further sizes are
 /// refused, and a size is remembered for the life of the index.
 pub const BLOCK_SIZES_MAX: usize = 16;
+
+/// Blocks reclaimed before others get their turn: some hundred microseconds of work.
+const RECLAIMED_AT_ONCE: usize = 1_024;
 
 /// Bounds of an index.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -110,6 +114,8 @@ pub struct PrefixIndex {
     /// Whether any worker ever sent events without naming its model.
     unnamed_models: AtomicBool,
     counters: Counters,
+    /// Told when there is something to reclaim.
+    cleared: Notify,
 }
 
 #[derive(Debug, Default)]
@@ -134,6 +140,7 @@ impl PrefixIndex {
             block_sizes: RwLock::default(),
             unnamed_models: AtomicBool::new(false),
             counters: Counters::default(),
+            cleared: Notify::new(),
         }
     }
 
@@ -167,7 +174,7 @@ impl PrefixIndex {
             }
             Event::AllBlocksCleared => {
                 let blocks = ranks.clear_model(&self.chains, source.rank, model);
-                self.account_removed(blocks)
+                self.account_cleared(blocks)
             }
         }
     }
@@ -190,7 +197,7 @@ impl PrefixIndex {
         if self.bring_up_to(&mut ranks, source.generation) {
             let blocks = ranks.clear_rank(&self.chains, source.rank);
             self.note_followed(&ranks);
-            self.account_removed(blocks);
+            self.account_cleared(blocks);
         }
     }
 
@@ -201,7 +208,7 @@ impl PrefixIndex {
         if self.bring_up_to(&mut ranks, generation) {
             let blocks = ranks.clear(&self.chains);
             self.note_followed(&ranks);
-            self.account_removed(blocks);
+            self.account_cleared(blocks);
         }
     }
 
@@ -214,6 +221,16 @@ impl PrefixIndex {
     /// Frees memory of what was cleared, up to that many blocks; true when there is more to do.
     pub fn reclaim(&self, blocks: usize) -> bool {
         self.chains.reclaim(blocks)
+    }
+
+    /// Reclaims whatever is cleared, a little at a time, for as long as the index lives.
+    pub async fn keep_reclaiming(self: Arc<Self>) {
+        loop {
+            self.cleared.notified().await;
+            while self.reclaim(RECLAIMED_AT_ONCE) {
+                tokio::task::yield_now().await;
+            }
+        }
     }
 
     /// Fills `out` with the leading tokens of a prompt that each endpoint holds.
@@ -296,7 +313,7 @@ impl PrefixIndex {
     fn bring_up_to(&self, ranks: &mut Ranks, generation: Generation) -> bool {
         if ranks.generation < generation {
             let blocks = ranks.clear(&self.chains);
-            self.account_removed(blocks);
+            self.account_cleared(blocks);
             ranks.generation = generation;
             self.note_followed(ranks);
         }
@@ -363,6 +380,11 @@ impl PrefixIndex {
         Applied::Stored {
             blocks: stored.blocks,
         }
+    }
+
+    fn account_cleared(&self, blocks: usize) -> Applied {
+        self.cleared.notify_one();
+        self.account_removed(blocks)
     }
 
     fn account_removed(&self, blocks: usize) -> Applied {
