@@ -50,7 +50,7 @@ pub(super) struct Outcome {
 pub(super) struct Ranks {
     pub(super) endpoint: EndpointId,
     pub(super) generation: Generation,
-    ranks: Vec<Rank>,
+    list: Vec<Rank>,
 }
 
 #[derive(Debug)]
@@ -88,13 +88,13 @@ impl Ranks {
         Self {
             endpoint,
             generation,
-            ranks: Vec::new(),
+            list: Vec::new(),
         }
     }
 
     /// Whether every rank that was heard of is followed.
     pub(super) fn is_followed(&self) -> bool {
-        !self.ranks.is_empty() && self.ranks.iter().all(|rank| rank.is_followed)
+        !self.list.is_empty() && self.list.iter().all(|rank| rank.is_followed)
     }
 
     pub(super) fn follow(&mut self, rank: u32) {
@@ -149,7 +149,7 @@ impl Ranks {
 
     /// Forgets every block of one model of one rank; returns how many there were.
     pub(super) fn clear_model(&mut self, chains: &Chains, rank: u32, model: &str) -> usize {
-        let rank = self.ranks.iter_mut().find(|known| known.number == rank);
+        let rank = self.list.iter_mut().find(|known| known.number == rank);
         let Some(rank) = rank else { return 0 };
         let place = rank.models.iter().position(|known| known.name == model);
         place.map_or(0, |place| retire(chains, rank.models.swap_remove(place)))
@@ -165,29 +165,29 @@ impl Ranks {
 
     /// Forgets every rank; returns how many blocks they had.
     pub(super) fn clear(&mut self, chains: &Chains) -> usize {
-        let models = self.ranks.drain(..).flat_map(|rank| rank.models);
+        let models = self.list.drain(..).flat_map(|rank| rank.models);
         models.map(|model| retire(chains, model)).sum()
     }
 
     fn models(&self) -> impl Iterator<Item = &Model> {
-        self.ranks.iter().flat_map(|rank| &rank.models)
+        self.list.iter().flat_map(|rank| &rank.models)
     }
 
     fn rank(&mut self, number: u32) -> &mut Rank {
-        let known = self.ranks.iter().position(|rank| rank.number == number);
+        let known = self.list.iter().position(|rank| rank.number == number);
         let place = known.unwrap_or_else(|| {
-            self.ranks.push(Rank {
+            self.list.push(Rank {
                 number,
                 is_followed: false,
                 models: Vec::new(),
             });
-            self.ranks.len() - 1
+            self.list.len() - 1
         });
-        &mut self.ranks[place]
+        &mut self.list[place]
     }
 
     fn known_model(&mut self, rank: u32, name: &str) -> Option<&mut Model> {
-        let rank = self.ranks.iter_mut().find(|known| known.number == rank)?;
+        let rank = self.list.iter_mut().find(|known| known.number == rank)?;
         rank.models.iter_mut().find(|model| model.name == name)
     }
 
@@ -282,12 +282,11 @@ impl Model {
                 outcome.blocks += stored.stored;
                 outcome.refused += stored.refused;
                 for (name, hash) in names.iter().zip(&chunk.hashes) {
-                    match hash {
-                        Some(hash) => parents.push_back(*hash),
-                        None => {
-                            outcome.blocks -= 1;
-                            chains.remove(&mut self.holder, chunk.medium, &[*name]);
-                        }
+                    if let Some(hash) = hash {
+                        parents.push_back(*hash);
+                    } else {
+                        outcome.blocks -= 1;
+                        chains.remove(&mut self.holder, chunk.medium, &[*name]);
                     }
                 }
             }

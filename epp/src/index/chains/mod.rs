@@ -318,10 +318,10 @@ impl Holder {
 
     /// Where a block is: in this tier, or else in any.
     fn place(&self, tier: usize, name: EngineHash) -> Option<Place> {
-        let others = self.names.iter();
+        let mut others = self.names.iter();
         self.names[tier]
             .get(name)
-            .or_else(|| others.filter_map(|names| names.get(name)).next())
+            .or_else(|| others.find_map(|names| names.get(name)))
     }
 }
 
@@ -349,21 +349,19 @@ impl Locked<'_> {
             .then(|| self.writer.key(run, offset))
             .flatten()
             .map(|key| (tier as u8, key));
-        match alias.and_then(|alias| aliases.get_mut(&alias).map(|names| (alias, names))) {
-            Some((alias, names)) => {
-                *names -= 1;
-                if *names == 0 {
-                    aliases.remove(&alias);
-                }
+        let names = alias.and_then(|alias| aliases.get_mut(&alias).map(|names| (alias, names)));
+        if let Some((alias, names)) = names {
+            *names -= 1;
+            if *names == 0 {
+                aliases.remove(&alias);
             }
-            None => {
-                let shelf = Shelf {
-                    holder: number,
-                    tier: tier as u8,
-                };
-                self.writer
-                    .lift(&self.shard.heads, guard, shelf, run, offset);
-            }
+        } else {
+            let shelf = Shelf {
+                holder: number,
+                tier: tier as u8,
+            };
+            self.writer
+                .lift(&self.shard.heads, guard, shelf, run, offset);
         }
         self.writer.drop_name(run);
     }

@@ -3,8 +3,8 @@
 //! The table is kept in the order of the (mixed) names, with gaps: a name's home is its share of
 //! the table's length, and an entry sits at its home or as soon after it as the smaller names allow.
 //! That is linear probing whose clusters are sorted. It may be nine tenths full before a miss gets
-//! long, since a miss ends at the first greater name; it may have any length, so it grows by a
-//! quarter instead of doubling; and growing is one pass from left to right. With sixteen bytes an
+//! long, since a miss ends at the first greater name; it may have any length, so it grows by
+//! less than half instead of doubling; and growing is one pass from left to right. With sixteen bytes an
 //! entry this is what makes the index small: this table is most of its memory.
 //!
 //! Names are opaque and need not be random, so they are mixed by a multiplication that can be
@@ -102,7 +102,7 @@ impl Names {
             return 0;
         }
         let before = self.bytes();
-        self.rebuild((wanted * 8 / 5).max(SLOTS_MIN));
+        self.rebuild((wanted * 9 / 5).max(SLOTS_MIN));
         self.bytes().saturating_sub(before)
     }
 

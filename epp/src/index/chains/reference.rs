@@ -77,7 +77,7 @@ impl Reference {
         self.holders
             .iter()
             .map(|(holder, shelves)| {
-                let all = shelves.iter().flat_map(|shelf| keys_in(shelf)).collect();
+                let all = shelves.iter().flat_map(keys_in).collect();
                 (*holder, leading(&all), leading(&keys_in(&shelves[0])))
             })
             .filter(|(_, reach, _)| *reach > 0)

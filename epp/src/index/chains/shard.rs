@@ -351,23 +351,20 @@ impl Writer {
             None => return,
             Some((cell, span)) => shrunk(span, offset).map(|rest| (cell, rest)),
         };
-        match shrunk {
-            Some((cell, rest)) => {
-                let cell_value = if rest.from < rest.to {
-                    encoded(rest)
-                } else {
-                    NO_STRETCH
-                };
-                cell.store(cell_value, Ordering::Release);
-                if wants_reshape(shared) {
-                    self.reshape(heads, guard, run, run.sheet());
-                }
+        if let Some((cell, rest)) = shrunk {
+            let word = if rest.from < rest.to {
+                encoded(rest)
+            } else {
+                NO_STRETCH
+            };
+            cell.store(word, Ordering::Release);
+            if wants_reshape(shared) {
+                self.reshape(heads, guard, run, run.sheet());
             }
-            None => {
-                let mut sheet = run.sheet();
-                sheet.uncover(shelf, offset);
-                self.reshape(heads, guard, run, sheet);
-            }
+        } else {
+            let mut sheet = run.sheet();
+            sheet.uncover(shelf, offset);
+            self.reshape(heads, guard, run, sheet);
         }
     }
 
@@ -682,7 +679,7 @@ fn wants_reshape(shared: &Shared<'_>) -> bool {
     let (first, second) = (stretches.next(), stretches.next());
     let whole = shared.whole().take(2).count();
     match (whole, first, second) {
-        (0, None, _) | (1, None, _) => true,
+        (0 | 1, None, _) => true,
         (0, Some(span), None) if span.from == 0 => true,
         (0, _, _) => {
             let reach = shared.spans().map(|span| span.to).max().unwrap_or(0);
