@@ -14,6 +14,7 @@ use pointsman_epp::ext_proc::tls;
 use pointsman_epp::ext_proc::{
     Decider, Destination, Exchange, Intake, Outcome, Refusal, StreamLimits,
 };
+use pointsman_epp::fleet::kv_events::EventSource;
 use pointsman_epp::fleet::{EndpointId, Generation};
 use pointsman_epp::schedule::Profile;
 use pointsman_proto::kv_events::{BlockStored, EngineHash, Event, Medium};
@@ -212,9 +213,13 @@ async fn prefers_the_endpoint_that_holds_the_prefix() {
     });
     // The first worker is the busier one and would lose without the prefix.
     let picker = picker_with(&[P(3, 0.5), P(0, 0.1), P(4, 0.1)], |parts| {
-        parts
-            .index
-            .apply((EndpointId(0), Generation(1)), "m", &stored);
+        let source = EventSource {
+            endpoint: EndpointId(0),
+            generation: Generation(1),
+            rank: 0,
+        };
+        parts.index.apply(source, "m", &stored);
+        parts.index.followed(source);
     })
     .await;
     for (prompt, salt, expected) in [
