@@ -10,7 +10,7 @@ use std::sync::Arc;
 use pointsman_epp::clock::{Clock, ManualClock};
 use pointsman_epp::ext_proc::usage::TokenUsage;
 use pointsman_epp::ext_proc::{Decider, End, Exchange, Intake, Outcome, RequestHead};
-use pointsman_epp::fleet::kv_events::EventSource;
+use pointsman_epp::fleet::kv_events::{BlockSink, EventSource};
 use pointsman_epp::fleet::{EndpointId, EndpointSpec, Fleet, Generation, Scraped, Snapshot};
 use pointsman_epp::flow::UtilizationDetector;
 use pointsman_epp::index::approximate::{ApproximateIndex, PickLimits};
