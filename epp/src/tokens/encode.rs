@@ -2,7 +2,7 @@
 //!
 //! A prompt is rendered and cut into pieces whose ids do not depend on one another; the pieces seen
 //! before cost a hash, a comparison and a copy of their ids. What is left decides where the rest is
-//! done: encoding takes about a microsecond a token, so a new turn is encoded where it arrives,
+//! done: encoding takes a microsecond or more a token, so a new turn is encoded where it arrives,
 //! which is cheaper than handing it to another thread and back, and a long unseen text goes to the
 //! [`Pool`], where it holds up nobody. The lock on the cache is held to find and to put pieces, never
 //! to compare, hash or encode them.
