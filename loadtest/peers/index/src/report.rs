@@ -233,7 +233,8 @@ fn ratio(table: &Table, better: Better, figure: &dyn Fn(&Column) -> f64) -> Opti
 }
 
 fn median(column: &Column, field: fn(&Sample) -> f64) -> f64 {
-    let mut values: Vec<f64> = column.samples.iter().map(field).collect();
+    let values = column.samples.iter().map(field);
+    let mut values: Vec<f64> = values.filter(|value| !value.is_nan()).collect();
     values.sort_by(f64::total_cmp);
     values.get(values.len() / 2).copied().unwrap_or(0.0)
 }
