@@ -106,9 +106,7 @@ impl Subject for Pointsman {
                     .store(holder, Medium::Gpu, *parent, names, write_keys);
             }
             PayloadChange::Remove(names) => {
-                for name in names {
-                    self.chains.remove(holder, Medium::Gpu, *name);
-                }
+                self.chains.remove(holder, Medium::Gpu, names);
             }
         }
     }
