@@ -98,7 +98,20 @@ impl HolderNumbers {
     }
 
     /// Gives the number to another, once every reader of this moment is done.
+    ///
+    /// In a checked model numbers stay retired: what is deferred to the end of an epoch may run
+    /// outside of the model's threads.
+    #[cfg_attr(
+        shuttle,
+        expect(unused_variables, clippy::unused_self, reason = "see above")
+    )]
     pub(super) fn release(&self, number: u32) {
+        #[cfg(not(shuttle))]
+        self.release_later(number);
+    }
+
+    #[cfg(not(shuttle))]
+    fn release_later(&self, number: u32) {
         let free = Arc::clone(&self.free);
         crossbeam_epoch::pin().defer(move || free.lock().push(number));
     }

@@ -21,8 +21,9 @@ use super::run::{Holders, NO_STRETCH, RUN_BLOCKS_MAX, Run, Shared, encoded};
 use super::sheet::{Overlaps, Sheet, Shelf, Span};
 use super::sync::{Mutex, Ordering};
 
-/// Stretches of one run before it is cut in two, so that a lookup reads few of them.
-const PARTIAL_MAX: usize = 24;
+/// Stretches of one run before it is cut in two, so that a lookup reads few of them. A model checker
+/// has to see cuts with few holders.
+const PARTIAL_MAX: usize = if cfg!(shuttle) { 1 } else { 24 };
 /// Marks the number of no run.
 const NOWHERE: u32 = u32::MAX;
 
