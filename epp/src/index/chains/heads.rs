@@ -114,6 +114,13 @@ impl HeadsWriter {
         self.table.find(key, guard)
     }
 
+    /// Whether a run starts with `key`.
+    pub(super) fn starts(&self, key: u64, guard: &Guard) -> bool {
+        self.table
+            .slot(key)
+            .is_some_and(|slot| slot.run.load(guard).is_some())
+    }
+
     /// Publishes a run under its first key, in place of the one that was there. Returns by how many
     /// bytes the table grew.
     pub(super) fn publish(

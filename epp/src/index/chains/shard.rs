@@ -221,11 +221,10 @@ impl Writer {
         if !is_end || !matches!(run.holders(), Holders::Sole(sole) if sole == shelf) {
             return None;
         }
-        let elsewhere = self.heads.find(first, guard);
-        if elsewhere.is_some_and(|run| run.first_key() == first) {
+        if self.heads.starts(first, guard) {
             return None;
         }
-        let most = keys.len().min((RUN_BLOCKS_MAX - next) as usize);
+        let most = self.new_keys(keys, (RUN_BLOCKS_MAX - next) as usize, guard);
         let appended = self.append(heads, guard, &run, shelf, &keys[..most]);
         Some(Laid {
             run: number,
@@ -233,6 +232,14 @@ impl Writer {
             blocks: appended,
             held: Overlaps::new(),
         })
+    }
+
+    /// How many of these keys, the first of which is in no run, go into one run together. One that
+    /// starts a run already ends it: its parent was gone for a while, and it was not.
+    fn new_keys(&self, keys: &[u64], most: usize, guard: &Guard) -> usize {
+        let rest = keys.iter().take(most).skip(1);
+        let known = rest.take_while(|key| !self.heads.starts(**key, guard));
+        (1 + known.count()).min(keys.len())
     }
 
     fn append(
@@ -255,8 +262,8 @@ impl Writer {
 
     /// A run of new blocks.
     fn start(&mut self, heads: &Heads, guard: &Guard, shelf: Shelf, keys: &[u64]) -> Laid {
-        let most = keys.len().min(RUN_BLOCKS_MAX as usize);
-        let keys = keys.get(..most).unwrap_or(keys);
+        let most = self.new_keys(keys, RUN_BLOCKS_MAX as usize, guard);
+        let keys = &keys[..most];
         let number = self.new_number();
         let run = Arc::new(Run::sole(
             number,

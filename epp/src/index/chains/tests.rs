@@ -260,6 +260,17 @@ fn apply(pair: &mut Pair, step: Step) {
     }
 }
 
+/// A block outlives its parent, and the parent comes back in one event with it.
+#[test]
+fn a_block_whose_parent_was_gone_stays_in_its_run() {
+    let mut pair = Pair::new(1);
+    pair.store(0, Medium::Gpu, None, &names(1..3), &[1, 1]);
+    pair.store(0, Medium::Cpu, Some(EngineHash(2)), &names(3..5), &[2, 2]);
+    pair.remove(0, Medium::Gpu, EngineHash(2));
+    pair.store(0, Medium::Gpu, None, &names(11..14), &[1, 1, 2]);
+    pair.check(&[1, 1, 2, 2]);
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(300))]
 
