@@ -25,6 +25,7 @@ mod heads;
 mod holders;
 mod keys;
 mod names;
+mod numbers;
 mod published;
 mod run;
 mod shard;
@@ -272,7 +273,7 @@ impl Chains {
     pub fn runs(&self) -> usize {
         self.shards
             .iter()
-            .map(|shard| shard.writer.lock().runs())
+            .map(|shard| shard.writer.lock().numbers().runs())
             .sum()
     }
 
@@ -364,7 +365,7 @@ impl Locked<'_> {
             self.writer
                 .lift(&self.shard.heads, guard, shelf, run, offset);
         }
-        self.writer.drop_name(run);
+        self.writer.numbers_mut().drop_name(run);
     }
 }
 
@@ -483,7 +484,7 @@ impl<'a> Event<'a> {
                     .or_default() += 1;
             }
         }
-        self.locked.writer.add_names(laid.run, new);
+        self.locked.writer.numbers_mut().add_names(laid.run, new);
     }
 
     /// Gives a name its place. Where it points at that block already by way of another run's number,
@@ -495,8 +496,12 @@ impl<'a> Event<'a> {
             return inserted;
         };
         let is_near = shard_of_run(before.run) == shard_of_run(place.run);
-        let writer = &self.locked.writer;
-        if is_near && writer.is_same(within_shard(before), within_shard(place)) {
+        let numbers = self.locked.writer.numbers();
+        let resolved = |place| {
+            let (run, offset) = within_shard(place);
+            numbers.resolve(run, offset)
+        };
+        if is_near && resolved(before) == resolved(place) {
             names.restore(name, before, copies);
             return Inserted::Copy;
         }

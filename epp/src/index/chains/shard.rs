@@ -6,9 +6,7 @@
 //! its own, found by its key, at whatever block that run branches off; and only the one shelf that
 //! holds a run alone may append to it.
 //!
-//! Names point at (run, offset). Cutting a run or joining two moves blocks without touching the
-//! names: the number of the run says from which offset on to look elsewhere. A number lives as long
-//! as names point at it.
+//! What names point at, and what becomes of it when runs are cut and joined, is kept in `numbers`.
 
 use std::sync::Arc;
 
@@ -17,6 +15,7 @@ use smallvec::SmallVec;
 
 use super::heads::{Heads, HeadsWriter};
 use super::keys::Keys;
+use super::numbers::Numbers;
 use super::run::{Holders, NO_STRETCH, RUN_BLOCKS_MAX, Run, Shared, encoded};
 use super::sheet::{Overlaps, Sheet, Shelf, Span};
 use super::sync::{Mutex, Ordering};
@@ -24,8 +23,6 @@ use super::sync::{Mutex, Ordering};
 /// Stretches of one run before it is cut in two, so that a lookup reads few of them. A model checker
 /// has to see cuts with few holders.
 const PARTIAL_MAX: usize = if cfg!(shuttle) { 1 } else { 24 };
-/// Marks the number of no run.
-const NOWHERE: u32 = u32::MAX;
 
 /// See the module.
 #[derive(Debug)]
@@ -38,26 +35,9 @@ pub(super) struct Shard {
 #[derive(Debug)]
 pub(super) struct Writer {
     heads: HeadsWriter,
-    runs: Vec<Numbered>,
-    free: Vec<u32>,
+    numbers: Numbers,
     /// Bytes of runs and tables.
     bytes: usize,
-}
-
-/// What a run's number stands for.
-#[derive(Debug)]
-struct Numbered {
-    run: Option<Arc<Run>>,
-    /// Names that point at this number, and numbers that lead to it.
-    references: u32,
-    /// From this offset on, blocks are in another run...
-    limit: u32,
-    /// ... in this one ...
-    onward: u32,
-    /// ... this many blocks further into it.
-    shift: u32,
-    /// The run that this one was cut off from.
-    cut_from: u32,
 }
 
 /// Where blocks came to lie.
@@ -80,8 +60,7 @@ impl Shard {
             heads,
             writer: Mutex::new(Writer {
                 heads: writer,
-                runs: Vec::new(),
-                free: Vec::new(),
+                numbers: Numbers::default(),
                 bytes,
             }),
         }
@@ -90,27 +69,22 @@ impl Shard {
 
 impl Writer {
     pub(super) fn bytes(&self) -> usize {
-        self.bytes + self.runs.capacity() * size_of::<Numbered>() + self.free.capacity() * 4
+        self.bytes + self.numbers.bytes()
     }
 
-    /// Whether no number stands for anything.
-    #[cfg(test)]
-    pub(super) fn is_empty(&self) -> bool {
-        self.free.len() == self.runs.len()
+    /// The numbers of its runs.
+    pub(super) fn numbers(&self) -> &Numbers {
+        &self.numbers
     }
 
-    /// Runs that somebody holds.
-    pub(super) fn runs(&self) -> usize {
-        self.runs
-            .iter()
-            .filter(|numbered| numbered.run.is_some())
-            .count()
+    pub(super) fn numbers_mut(&mut self) -> &mut Numbers {
+        &mut self.numbers
     }
 
     /// The key of a block.
     pub(super) fn key(&self, run: u32, offset: u32) -> Option<u64> {
-        let (run, offset) = self.resolve(run, offset)?;
-        let run = self.run(run)?;
+        let (run, offset) = self.numbers.resolve(run, offset)?;
+        let run = self.numbers.run(run)?;
         (offset < run.len()).then(|| run.key(offset))
     }
 
@@ -124,7 +98,8 @@ impl Writer {
         after: Option<(u32, u32)>,
         keys: &[u64],
     ) -> Laid {
-        if let Some((run, offset)) = after.and_then(|(run, offset)| self.resolve(run, offset))
+        if let Some((run, offset)) =
+            after.and_then(|(run, offset)| self.numbers.resolve(run, offset))
             && let Some(laid) = self.lay_after(heads, guard, shelf, (run, offset), keys)
         {
             return laid;
@@ -148,7 +123,7 @@ impl Writer {
         run: u32,
         offset: u32,
     ) -> Option<Laid> {
-        let (run, offset) = self.resolve(run, offset)?;
+        let (run, offset) = self.numbers.resolve(run, offset)?;
         Some(self.cover(heads, guard, shelf, run, offset..offset + 1))
     }
 
@@ -161,10 +136,10 @@ impl Writer {
         run: u32,
         offset: u32,
     ) {
-        let Some((number, offset)) = self.resolve(run, offset) else {
+        let Some((number, offset)) = self.numbers.resolve(run, offset) else {
             return;
         };
-        let Some(run) = self.run(number).cloned() else {
+        let Some(run) = self.numbers.run(number).cloned() else {
             return;
         };
         match run.holders() {
@@ -179,26 +154,6 @@ impl Writer {
         }
     }
 
-    /// Whether two places are one block.
-    pub(super) fn is_same(&self, one: (u32, u32), other: (u32, u32)) -> bool {
-        self.resolve(one.0, one.1) == self.resolve(other.0, other.1)
-    }
-
-    /// Notes that names point at a number.
-    pub(super) fn add_names(&mut self, run: u32, names: u32) {
-        if let Some(numbered) = self.runs.get_mut(run as usize) {
-            numbered.references += names;
-        }
-    }
-
-    /// Notes that a name less points at a number.
-    pub(super) fn drop_name(&mut self, run: u32) {
-        if let Some(numbered) = self.runs.get_mut(run as usize) {
-            numbered.references = numbered.references.saturating_sub(1);
-        }
-        self.free_number(run);
-    }
-
     /// The next blocks of the run that the parent is in, or those appended to it.
     fn lay_after(
         &mut self,
@@ -209,15 +164,14 @@ impl Writer {
         keys: &[u64],
     ) -> Option<Laid> {
         let (number, offset) = parent;
-        let numbered = self.runs.get(number as usize)?;
-        let run = Arc::clone(numbered.run.as_ref()?);
+        let run = Arc::clone(self.numbers.run(number)?);
         let next = offset + 1;
         let blocks = run.matched(next, &mut Keys(keys), 0);
         if blocks > 0 {
             return Some(self.cover(heads, guard, shelf, number, next..next + blocks));
         }
         let first = keys.first().copied()?;
-        let is_end = next == run.len() && numbered.limit == NOWHERE && next < RUN_BLOCKS_MAX;
+        let is_end = next == run.len() && self.numbers.is_open(number) && next < RUN_BLOCKS_MAX;
         if !is_end || !matches!(run.holders(), Holders::Sole(sole) if sole == shelf) {
             return None;
         }
@@ -264,7 +218,7 @@ impl Writer {
     fn start(&mut self, heads: &Heads, guard: &Guard, shelf: Shelf, keys: &[u64]) -> Laid {
         let most = self.new_keys(keys, RUN_BLOCKS_MAX as usize, guard);
         let keys = &keys[..most];
-        let number = self.new_number();
+        let number = self.numbers.new_number();
         let run = Arc::new(Run::sole(
             number,
             shelf,
@@ -295,7 +249,7 @@ impl Writer {
             blocks: range.end - range.start,
             held: Overlaps::new(),
         };
-        let Some(run) = self.run(number).cloned() else {
+        let Some(run) = self.numbers.run(number).cloned() else {
             return laid;
         };
         let in_place = match run.holders() {
@@ -391,9 +345,9 @@ impl Writer {
         };
         let end = sheet.len;
         let (head, tail) = sheet.split(at);
-        let number = self.new_number();
+        let number = self.numbers.new_number();
         let tail = Run::of_sheet(number, &tail, &run.copied_keys(at..end));
-        self.link_tail(run.id, number, at);
+        self.numbers.link_tail(run.id, number, at);
         // The tail first: a reader that sees the shorter head finds it.
         self.adopt(heads, guard, Arc::new(tail));
         if head.spans.is_empty() {
@@ -407,13 +361,13 @@ impl Writer {
     /// Undoes a cut where both sides have come to be held by the same shelves, whole. Returns where
     /// the run's blocks are if it was the tail: in which run, and how many blocks further.
     fn join(&mut self, heads: &Heads, guard: &Guard, number: u32) -> Option<(u32, u32)> {
-        let (head, tail) = self.sides_of_cut(number)?;
-        let (first, second) = (self.run(head).cloned()?, self.run(tail).cloned()?);
+        let (head, tail) = self.numbers.sides_of_cut(number)?;
+        let (first, second) = (
+            self.numbers.run(head).cloned()?,
+            self.numbers.run(tail).cloned()?,
+        );
         let at = first.len();
-        let is_whole = self
-            .runs
-            .get(head as usize)
-            .is_some_and(|head| head.limit == at);
+        let is_whole = self.numbers.ends_at_cut(head, at);
         let (mut joined, rest) = (first.sheet(), second.sheet());
         if !is_whole || !joined.joins(&rest) {
             return None;
@@ -424,100 +378,17 @@ impl Writer {
         }
         let mut keys = first.copied_keys(0..at);
         keys.extend(second.copied_keys(0..rest.len));
-        self.unlink_tail(head, tail, at);
+        self.numbers.unlink_tail(head, tail, at);
         // The head first: a reader that misses the tail finds that the head has changed.
         self.replace(heads, guard, Arc::new(Run::of_sheet(head, &joined, &keys)));
         self.retire(guard, tail);
         (tail == number).then_some((head, at))
     }
 
-    /// The run before the cut at one end of this run, and the one after it.
-    fn sides_of_cut(&self, number: u32) -> Option<(u32, u32)> {
-        let numbered = self.runs.get(number as usize)?;
-        let (head, tail) = match (numbered.cut_from, numbered.onward) {
-            (NOWHERE, NOWHERE) => return None,
-            (NOWHERE, onward) => (number, onward),
-            (cut_from, _) => (cut_from, number),
-        };
-        let is_cut = self.runs.get(head as usize)?.onward == tail
-            && self.runs.get(tail as usize)?.cut_from == head;
-        is_cut.then_some((head, tail))
-    }
-
-    /// From block `at` on, names of `head` lead to `tail`, and from where they led elsewhere
-    /// before, they still do.
-    fn link_tail(&mut self, head: u32, tail: u32, at: u32) {
-        let Some(numbered) = self.runs.get_mut(head as usize) else {
-            return;
-        };
-        let (limit, onward, shift) = (numbered.limit, numbered.onward, numbered.shift);
-        (numbered.limit, numbered.onward, numbered.shift) = (at, tail, 0);
-        if let Some(next) = self.runs.get_mut(onward as usize)
-            && next.cut_from == head
-        {
-            next.cut_from = tail;
-        }
-        if let Some(numbered) = self.runs.get_mut(tail as usize) {
-            numbered.limit = if limit == NOWHERE {
-                NOWHERE
-            } else {
-                limit - at
-            };
-            (numbered.onward, numbered.shift) = (onward, shift);
-            numbered.cut_from = head;
-            // The head leads to it.
-            numbered.references += 1;
-        }
-    }
-
-    /// Names of `tail` lead to `head`, which takes its blocks over after its own `at` blocks.
-    fn unlink_tail(&mut self, head: u32, tail: u32, at: u32) {
-        let Some(numbered) = self.runs.get_mut(tail as usize) else {
-            return;
-        };
-        let (limit, onward, shift) = (numbered.limit, numbered.onward, numbered.shift);
-        (numbered.limit, numbered.onward, numbered.shift) = (0, head, at);
-        numbered.cut_from = NOWHERE;
-        numbered.references -= 1;
-        if let Some(next) = self.runs.get_mut(onward as usize)
-            && next.cut_from == tail
-        {
-            next.cut_from = head;
-        }
-        if let Some(numbered) = self.runs.get_mut(head as usize) {
-            numbered.limit = if limit == NOWHERE {
-                NOWHERE
-            } else {
-                limit + at
-            };
-            (numbered.onward, numbered.shift) = (onward, shift);
-            numbered.references += 1;
-        }
-    }
-
-    /// Where a block is now.
-    fn resolve(&self, run: u32, offset: u32) -> Option<(u32, u32)> {
-        let (mut run, mut offset) = (run, offset);
-        loop {
-            let numbered = self.runs.get(run as usize)?;
-            if offset < numbered.limit {
-                return Some((run, offset));
-            }
-            offset = offset - numbered.limit + numbered.shift;
-            run = numbered.onward;
-        }
-    }
-
-    fn run(&self, number: u32) -> Option<&Arc<Run>> {
-        self.runs.get(number as usize)?.run.as_ref()
-    }
-
     /// Publishes the first run of a number.
     fn adopt(&mut self, heads: &Heads, guard: &Guard, run: Arc<Run>) {
         self.bytes += run.bytes();
-        if let Some(numbered) = self.runs.get_mut(run.id as usize) {
-            numbered.run = Some(Arc::clone(&run));
-        }
+        self.numbers.set(&run);
         self.bytes -= self.heads.bytes();
         self.heads.publish(heads, run.first_key(), run, guard);
         self.bytes += self.heads.bytes();
@@ -525,7 +396,7 @@ impl Writer {
 
     /// Publishes another run under the number and the first key of this one.
     fn replace(&mut self, heads: &Heads, guard: &Guard, run: Arc<Run>) {
-        if let Some(before) = self.run(run.id) {
+        if let Some(before) = self.numbers.run(run.id) {
             self.bytes -= before.bytes();
         }
         self.adopt(heads, guard, run);
@@ -533,81 +404,11 @@ impl Writer {
 
     /// Takes a run that nobody holds, or that another has taken over, out.
     fn retire(&mut self, guard: &Guard, number: u32) {
-        let numbered = self.runs.get_mut(number as usize);
-        if let Some(run) = numbered.and_then(|numbered| numbered.run.take()) {
+        if let Some(run) = self.numbers.take(number) {
             self.bytes -= run.bytes();
             self.heads.remove(run.first_key(), guard);
         }
-        self.free_number(number);
-    }
-
-    fn new_number(&mut self) -> u32 {
-        let blank = Numbered {
-            run: None,
-            references: 0,
-            limit: NOWHERE,
-            onward: NOWHERE,
-            shift: 0,
-            cut_from: NOWHERE,
-        };
-        if let Some(number) = self.free.pop() {
-            if let Some(numbered) = self.runs.get_mut(number as usize) {
-                *numbered = blank;
-            }
-            return number;
-        }
-        self.runs.push(blank);
-        (self.runs.len() - 1) as u32
-    }
-
-    /// Frees a number that stands for no run and that nothing leads to, and then the one that it
-    /// led to, and so on.
-    fn free_number(&mut self, number: u32) {
-        let mut next = number;
-        while let Some(numbered) = self.runs.get(next as usize) {
-            if numbered.run.is_some() {
-                return;
-            }
-            if numbered.references == 1 && numbered.onward == NOWHERE {
-                let Some(head) = self.forget_tail(next) else {
-                    return;
-                };
-                next = head;
-                continue;
-            }
-            if numbered.references > 0 {
-                return;
-            }
-            let onward = numbered.onward;
-            self.free.push(next);
-            if let Some(numbered) = self.runs.get_mut(next as usize) {
-                // Nothing may find its way through a free number.
-                (numbered.limit, numbered.onward) = (NOWHERE, NOWHERE);
-            }
-            if let Some(numbered) = self.runs.get_mut(onward as usize) {
-                numbered.references -= 1;
-                if numbered.cut_from == next {
-                    numbered.cut_from = NOWHERE;
-                }
-            }
-            next = onward;
-        }
-    }
-
-    /// Frees a dead tail that only the run it was cut off from leads to, so that that run may be
-    /// appended to again; returns that run.
-    fn forget_tail(&mut self, tail: u32) -> Option<u32> {
-        let (head, _) = self
-            .sides_of_cut(tail)
-            .filter(|(_, found)| *found == tail)?;
-        if let Some(numbered) = self.runs.get_mut(head as usize) {
-            (numbered.limit, numbered.onward) = (NOWHERE, NOWHERE);
-        }
-        if let Some(numbered) = self.runs.get_mut(tail as usize) {
-            (numbered.references, numbered.cut_from) = (0, NOWHERE);
-        }
-        self.free.push(tail);
-        Some(head)
+        self.numbers.free_number(number);
     }
 }
 
