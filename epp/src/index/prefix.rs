@@ -292,12 +292,11 @@ impl PrefixIndex {
     ) {
         let mut keys = TokenKeys::new(root, tokens, block_size, &mut scratch.keys);
         self.chains.find(&mut keys, &mut scratch.found);
-        for (number, blocks, gpu_blocks) in scratch.found.holders() {
-            if let Some(tag) = self.chains.tag(number) {
+        self.chains
+            .report(&scratch.found, |tag, blocks, gpu_blocks| {
                 let (tokens, gpu_tokens) = (blocks * block_size, gpu_blocks * block_size);
                 out.record(tag.endpoint, tag.generation, tokens, gpu_tokens);
-            }
-        }
+            });
     }
 
     fn ranks(&self, endpoint: EndpointId, generation: Generation) -> Arc<Mutex<Ranks>> {

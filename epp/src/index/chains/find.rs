@@ -61,6 +61,33 @@ impl Found {
         })
     }
 
+    /// The holders of one word of numbers: bit, leading blocks, and how many of those are in GPU
+    /// memory without a break. A plain loop, because a hot prompt has many holders, and reporting
+    /// them is then most of a lookup.
+    #[inline]
+    pub(super) fn in_word(&self, word: usize, mut visit: impl FnMut(usize, u32, u32)) {
+        let bits = self.touched.get(word).copied().unwrap_or(0);
+        let Some(reach) = self.reach.get(word * 64..word * 64 + 64) else {
+            return;
+        };
+        for bit in ones(bits) {
+            let bit = bit as usize;
+            let blocks = reach.get(bit).copied().unwrap_or(0);
+            let number = word * 64 + bit;
+            let gpu_blocks = if self.tiered && is_set(&self.left_gpu, number) {
+                self.gpu_reach.get(number).copied().unwrap_or(0)
+            } else {
+                blocks
+            };
+            visit(bit, blocks, gpu_blocks);
+        }
+    }
+
+    /// Words of numbers that may have holders.
+    pub(super) fn words(&self) -> usize {
+        self.touched.len()
+    }
+
     /// Leading blocks that a holder has.
     pub fn reach(&self, number: u32) -> u32 {
         if is_set(&self.touched, number as usize) {

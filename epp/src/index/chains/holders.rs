@@ -35,7 +35,7 @@ pub(super) struct HolderNumbers {
 }
 
 #[derive(Debug)]
-struct Tag {
+pub(super) struct Tag {
     /// Endpoint and generation; 0 = nobody, for generations count from 1.
     identity: AtomicU64,
     /// Written before the identity, and only while that is 0.
@@ -78,16 +78,17 @@ impl HolderNumbers {
     /// What a number stands for now.
     #[inline]
     pub(super) fn tag(&self, number: u32) -> Option<HolderTag> {
-        let tag = self.at(number)?;
-        let identity = tag.identity.load(Ordering::Acquire);
-        if identity == 0 {
-            return None;
-        }
-        Some(HolderTag {
-            endpoint: EndpointId((identity >> 32) as u32),
-            generation: Generation(identity as u32),
-            rank: tag.rank.load(Ordering::Relaxed) as u16,
-        })
+        self.at(number)?.get()
+    }
+
+    /// The tags of one word of numbers, 64 of them; none where nobody was given any.
+    #[inline]
+    pub(super) fn word(&self, word: usize) -> &[Tag] {
+        let (segment, place) = segment_of(word as u32 * 64);
+        let segment = self.segments.get(segment).and_then(OnceLock::get);
+        segment
+            .and_then(|tags| tags.get(place..place + 64))
+            .unwrap_or_default()
     }
 
     /// From here on the number means nobody.
@@ -132,6 +133,19 @@ impl HolderNumbers {
             (0..FIRST_SEGMENT << segment).map(|_| tag()).collect()
         });
         tags.get(place)
+    }
+}
+
+impl Tag {
+    /// What the number stands for now.
+    #[inline]
+    pub(super) fn get(&self) -> Option<HolderTag> {
+        let identity = self.identity.load(Ordering::Acquire);
+        (identity != 0).then(|| HolderTag {
+            endpoint: EndpointId((identity >> 32) as u32),
+            generation: Generation(identity as u32),
+            rank: self.rank.load(Ordering::Relaxed) as u16,
+        })
     }
 }
 

@@ -258,6 +258,19 @@ impl Chains {
         }
     }
 
+    /// Tells who has how many leading blocks, by what each number stands for, and how many of those
+    /// in GPU memory without a break.
+    pub fn report(&self, found: &Found, mut visit: impl FnMut(HolderTag, u32, u32)) {
+        for word in 0..found.words() {
+            let tags = self.numbers.word(word);
+            found.in_word(word, |bit, blocks, gpu_blocks| {
+                if let Some(tag) = tags.get(bit).and_then(holders::Tag::get) {
+                    visit(tag, blocks, gpu_blocks);
+                }
+            });
+        }
+    }
+
     /// What a holder's number stands for; `None` once it is retired.
     #[inline]
     pub fn tag(&self, number: u32) -> Option<HolderTag> {

@@ -120,11 +120,9 @@ impl Subject for Pointsman {
     fn find(&self, prompt: &mut Prompt, scores: &mut [u32]) {
         self.chains
             .find(&mut prompt.keys.as_slice(), &mut prompt.found);
-        for (number, blocks, _) in prompt.found.holders() {
-            if let Some(tag) = self.chains.tag(number) {
-                scores[tag.endpoint.0 as usize] = blocks;
-            }
-        }
+        self.chains.report(&prompt.found, |tag, blocks, _| {
+            scores[tag.endpoint.0 as usize] = blocks;
+        });
     }
 
     fn hash(tokens: &[u32], prompt: &mut Prompt) -> u64 {
