@@ -223,6 +223,7 @@ impl Pair {
             self.chains.find(&mut keys.as_slice(), &mut self.found);
             let holders = self.found.holders();
             let mut found: Vec<_> = holders
+                .into_iter()
                 .filter(|(number, ..)| self.chains.tag(*number).is_some())
                 .collect();
             found.sort_unstable();

@@ -21,8 +21,10 @@ use super::sync::Ordering;
 /// when the fleet grows.
 #[derive(Debug, Default)]
 pub struct Found {
-    /// Blocks, valid for the numbers in `touched`.
+    /// Blocks, valid for the numbers in `touched` that are not in `racing`.
     reach: Vec<u32>,
+    /// Blocks of those in `racing`.
+    position: u32,
     /// Blocks in GPU memory, valid for the numbers in `left_gpu`; for others it is their reach.
     gpu_reach: Vec<u32>,
     /// Holders of the first block.
@@ -45,20 +47,14 @@ pub struct Found {
 impl Found {
     /// The holders of at least the first block: number, leading blocks, and how many of those are
     /// in GPU memory without a break.
-    pub fn holders(&self) -> impl Iterator<Item = (u32, u32, u32)> {
-        let words = self.touched.iter().copied().enumerate();
-        words.flat_map(move |(word, bits)| {
-            ones(bits).filter_map(move |bit| {
-                let number = word * 64 + bit as usize;
-                let reach = *self.reach.get(number)?;
-                let gpu_reach = if is_set(&self.left_gpu, number) {
-                    *self.gpu_reach.get(number)?
-                } else {
-                    reach
-                };
-                Some((number as u32, reach, gpu_reach))
-            })
-        })
+    pub fn holders(&self) -> Vec<(u32, u32, u32)> {
+        let mut holders = Vec::new();
+        for word in 0..self.words() {
+            self.in_word(word, |bit, blocks, gpu_blocks| {
+                holders.push(((word * 64 + bit) as u32, blocks, gpu_blocks));
+            });
+        }
+        holders
     }
 
     /// The holders of one word of numbers: bit, leading blocks, and how many of those are in GPU
@@ -67,12 +63,17 @@ impl Found {
     #[inline]
     pub(super) fn in_word(&self, word: usize, mut visit: impl FnMut(usize, u32, u32)) {
         let bits = self.touched.get(word).copied().unwrap_or(0);
+        let racing = self.racing.get(word).copied().unwrap_or(0);
         let Some(reach) = self.reach.get(word * 64..word * 64 + 64) else {
             return;
         };
         for bit in ones(bits) {
             let bit = bit as usize;
-            let blocks = reach.get(bit).copied().unwrap_or(0);
+            let blocks = if racing >> bit & 1 == 1 {
+                self.position
+            } else {
+                reach.get(bit).copied().unwrap_or(0)
+            };
             let number = word * 64 + bit;
             let gpu_blocks = if self.tiered && is_set(&self.left_gpu, number) {
                 self.gpu_reach.get(number).copied().unwrap_or(0)
@@ -90,10 +91,12 @@ impl Found {
 
     /// Leading blocks that a holder has.
     pub fn reach(&self, number: u32) -> u32 {
-        if is_set(&self.touched, number as usize) {
-            self.reach.get(number as usize).copied().unwrap_or(0)
-        } else {
+        if !is_set(&self.touched, number as usize) {
             0
+        } else if is_set(&self.racing, number as usize) {
+            self.position
+        } else {
+            self.reach.get(number as usize).copied().unwrap_or(0)
         }
     }
 
@@ -131,7 +134,7 @@ impl Found {
             last = Some((run, position));
             position += matched;
         }
-        self.finish(position);
+        self.position = position;
     }
 
     /// Makes every holder a racer.
@@ -324,17 +327,6 @@ impl Found {
             self.words.end -= 1;
         }
         !self.words.is_empty()
-    }
-
-    fn finish(&mut self, position: u32) {
-        if self.fresh {
-            return;
-        }
-        for place in self.words.clone() {
-            for bit in ones(self.racing[place]) {
-                self.reach[place * 64 + bit as usize] = position;
-            }
-        }
     }
 }
 

@@ -158,6 +158,7 @@ impl Chains {
         };
         let mut event = Event::new(self, locked, &guard, holder, tier);
         let stored = event.store(place.map(within_shard), names, &keys);
+        event.locked.sweep(&guard);
         let moved = event.end();
         let mut locked = None;
         for place in moved {
@@ -205,6 +206,10 @@ impl Chains {
             }
             known += 1;
         }
+        if let Some(locked) = &mut locked {
+            locked.sweep(&guard);
+        }
+        drop(locked);
         let given_back = holder.names[tier].shrink();
         self.bytes.fetch_sub(given_back, Ordering::Relaxed);
         known
@@ -350,6 +355,14 @@ struct Locked<'a> {
 }
 
 impl Locked<'_> {
+    /// Lets writers free what they replaced, every few events: what they leave, readers have to
+    /// free between two lookups.
+    fn sweep(&mut self, guard: &Guard) {
+        if self.writer.is_sweep_due() {
+            guard.flush();
+        }
+    }
+
     /// Takes a block that lost its name out of what a holder has, unless it has another name.
     fn lift(
         &mut self,

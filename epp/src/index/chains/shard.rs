@@ -24,6 +24,9 @@ use super::sync::{Mutex, Ordering};
 /// has to see cuts with few holders.
 const PARTIAL_MAX: usize = if cfg!(shuttle) { 1 } else { 24 };
 
+/// Replaced runs of a shard that wait to be freed before its writer sees to it.
+const REPLACED_PER_SWEEP: u32 = 32;
+
 /// See the module.
 #[derive(Debug)]
 pub(super) struct Shard {
@@ -36,6 +39,8 @@ pub(super) struct Shard {
 pub(super) struct Writer {
     heads: HeadsWriter,
     numbers: Numbers,
+    /// Runs and tables replaced since the last sweep.
+    replaced: u32,
     /// Bytes of runs and tables.
     bytes: usize,
 }
@@ -61,6 +66,7 @@ impl Shard {
             writer: Mutex::new(Writer {
                 heads: writer,
                 numbers: Numbers::default(),
+                replaced: 0,
                 bytes,
             }),
         }
@@ -70,6 +76,15 @@ impl Shard {
 impl Writer {
     pub(super) fn bytes(&self) -> usize {
         self.bytes + self.numbers.bytes()
+    }
+
+    /// Whether enough was replaced since this last said so.
+    pub(super) fn is_sweep_due(&mut self) -> bool {
+        let is_due = self.replaced >= REPLACED_PER_SWEEP;
+        if is_due {
+            self.replaced = 0;
+        }
+        is_due
     }
 
     /// The numbers of its runs.
@@ -397,6 +412,7 @@ impl Writer {
     /// Publishes another run under the number and the first key of this one.
     fn replace(&mut self, heads: &Heads, guard: &Guard, run: Arc<Run>) {
         if let Some(before) = self.numbers.run(run.id) {
+            self.replaced += 1;
             self.bytes -= before.bytes();
         }
         self.adopt(heads, guard, run);
@@ -405,6 +421,7 @@ impl Writer {
     /// Takes a run that nobody holds, or that another has taken over, out.
     fn retire(&mut self, guard: &Guard, number: u32) {
         if let Some(run) = self.numbers.take(number) {
+            self.replaced += 1;
             self.bytes -= run.bytes();
             self.heads.remove(run.first_key(), guard);
         }

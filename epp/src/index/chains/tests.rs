@@ -117,6 +117,7 @@ impl Pair {
         let mut found: Vec<_> = self
             .found
             .holders()
+            .into_iter()
             .filter(|(number, ..)| self.chains.tag(*number).is_some())
             .collect();
         found.sort_unstable();
