@@ -43,11 +43,6 @@ impl Reference {
         self.held[worker as usize].contains(&id)
     }
 
-    /// (worker, block) entries held.
-    pub fn entries(&self) -> usize {
-        self.held.iter().map(FxHashSet::len).sum()
-    }
-
     /// Fills `scores` with the leading blocks of a prompt that each worker holds.
     pub fn find(&self, workload: &Workload, prompt: &Span, scores: &mut [u32]) {
         for (held, score) in self.held.iter().zip(scores) {
