@@ -45,18 +45,6 @@ pub struct Found {
 }
 
 impl Found {
-    /// The holders of at least the first block: number, leading blocks, and how many of those are
-    /// in GPU memory without a break.
-    pub fn holders(&self) -> Vec<(u32, u32, u32)> {
-        let mut holders = Vec::new();
-        for word in 0..self.words() {
-            self.in_word(word, |bit, blocks, gpu_blocks| {
-                holders.push(((word * 64 + bit) as u32, blocks, gpu_blocks));
-            });
-        }
-        holders
-    }
-
     /// The holders of one word of numbers: bit, leading blocks, and how many of those are in GPU
     /// memory without a break. A plain loop, because a hot prompt has many holders, and reporting
     /// them is then most of a lookup.

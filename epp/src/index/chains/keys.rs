@@ -76,15 +76,6 @@ impl<'a> TokenKeys<'a> {
             ready: buffer,
         }
     }
-
-    /// All of them.
-    pub fn all(mut self) -> &'a [RequestKey] {
-        let blocks = self.len();
-        if blocks > 0 {
-            self.key(blocks - 1);
-        }
-        self.ready
-    }
 }
 
 impl KeyChain for TokenKeys<'_> {

@@ -135,27 +135,24 @@ impl Chains {
         keys_after: impl FnOnce(Option<RequestKey>, &mut Vec<u64>),
     ) -> Result<Stored, UnknownParent> {
         let tier = tier_of(medium);
-        let mut keys = std::mem::take(&mut holder.keys);
-        keys.clear();
         let place = match parent {
             None => None,
             Some(parent) => Some(holder.place(tier, parent).ok_or(UnknownParent)?),
         };
-        std::hint::black_box(holder.names[tier].touch(names));
-        let guard = crossbeam_epoch::pin();
-        let locked = match place {
-            None => {
-                keys_after(None, &mut keys);
-                self.locked(shard_of(keys.first().copied().unwrap_or_default()))
-            }
-            Some(place) => {
-                let locked = self.locked(shard_of_run(place.run));
-                let (run, offset) = within_shard(place);
-                let parent = locked.writer.key(run, offset).ok_or(UnknownParent)?;
-                keys_after(Some(RequestKey(parent)), &mut keys);
-                locked
-            }
+        let parent = match place {
+            None => None,
+            Some(place) => Some(self.key_at(place).ok_or(UnknownParent)?),
         };
+        std::hint::black_box(holder.names[tier].touch(names));
+        let mut keys = std::mem::take(&mut holder.keys);
+        keys.clear();
+        // Hashing is the longest part of an event and holds up nobody: the parent keeps its place
+        // without the lock, because only this writer could take it away.
+        keys_after(parent, &mut keys);
+        let first = keys.first().copied().unwrap_or_default();
+        let shard = place.map_or_else(|| shard_of(first), |place| shard_of_run(place.run));
+        let guard = crossbeam_epoch::pin();
+        let locked = self.locked(shard);
         let mut event = Event::new(self, locked, &guard, holder, tier);
         let stored = event.store(place.map(within_shard), names, &keys);
         event.locked.sweep(&guard);
@@ -217,10 +214,7 @@ impl Chains {
 
     /// The key of a block by its name.
     pub fn key_of(&self, holder: &Holder, medium: Medium, name: EngineHash) -> Option<RequestKey> {
-        let place = holder.place(tier_of(medium), name)?;
-        let locked = self.locked(shard_of_run(place.run));
-        let (run, offset) = within_shard(place);
-        locked.writer.key(run, offset).map(RequestKey)
+        self.key_at(holder.place(tier_of(medium), name)?)
     }
 
     /// Forgets a holder: lookups that begin from here on do not see it. Its memory comes back with
@@ -276,12 +270,6 @@ impl Chains {
         }
     }
 
-    /// What a holder's number stands for; `None` once it is retired.
-    #[inline]
-    pub fn tag(&self, number: u32) -> Option<HolderTag> {
-        self.numbers.tag(number)
-    }
-
     /// Bytes of everything, what waits for readers to pass excepted.
     pub fn bytes(&self) -> usize {
         self.bytes.load(Ordering::Relaxed)
@@ -293,6 +281,12 @@ impl Chains {
             .iter()
             .map(|shard| shard.writer.lock().numbers().runs())
             .sum()
+    }
+
+    fn key_at(&self, place: Place) -> Option<RequestKey> {
+        let locked = self.locked(shard_of_run(place.run));
+        let (run, offset) = within_shard(place);
+        locked.writer.key(run, offset).map(RequestKey)
     }
 
     fn locked(&self, number: usize) -> Locked<'_> {

@@ -114,12 +114,12 @@ impl Pair {
     fn check(&mut self, contents: &[u8]) {
         let keys = chain(None, contents);
         self.chains.find(&mut keys.as_slice(), &mut self.found);
-        let mut found: Vec<_> = self
-            .found
-            .holders()
-            .into_iter()
-            .filter(|(number, ..)| self.chains.tag(*number).is_some())
-            .collect();
+        let mut found = Vec::new();
+        self.chains.report(&self.found, |tag, blocks, gpu_blocks| {
+            let holder = self.holders[tag.endpoint.0 as usize].as_ref();
+            let number = holder.expect("a holder that is here").number();
+            found.push((number, blocks, gpu_blocks));
+        });
         found.sort_unstable();
         assert_eq!(found, self.reference.find(&keys), "{contents:?}");
     }
