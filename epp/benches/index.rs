@@ -15,7 +15,7 @@ use std::time::Duration;
 use criterion::{BatchSize, BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use pointsman_epp::fleet::{EndpointId, Generation};
 use pointsman_epp::index::chains::{Chains, Found, Holder, HolderTag, TokenKeys};
-use pointsman_proto::block_hash::{KeyScope, RequestKey};
+use pointsman_proto::block_hash::{KeyScope, RequestKey, request_keys};
 use pointsman_proto::kv_events::{EngineHash, Medium};
 
 const FLEETS: [u32; 4] = [8, 64, 256, 1_000];
@@ -307,10 +307,8 @@ fn matches(criterion: &mut Criterion) {
         adapter: None,
         cache_salt: None,
     });
-    let mut buffer = Vec::new();
-    let keys = TokenKeys::new(root, &tokens, BLOCK_TOKENS as u32, &mut buffer)
-        .all()
-        .to_vec();
+    let mut keys = Vec::new();
+    request_keys(root, &tokens, BLOCK_TOKENS, &mut keys);
     let mut group = criterion.benchmark_group("matches/4,096 tokens");
     for endpoints in FLEETS {
         let mut held = shared(endpoints);
