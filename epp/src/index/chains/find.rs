@@ -77,8 +77,9 @@ impl Found {
         self.touched.len()
     }
 
-    /// Leading blocks that a holder has.
-    pub fn reach(&self, number: u32) -> u32 {
+    /// Leading blocks that a holder has, by its number.
+    #[cfg(all(test, shuttle))]
+    pub(super) fn reach(&self, number: u32) -> u32 {
         if !is_set(&self.touched, number as usize) {
             0
         } else if is_set(&self.racing, number as usize) {

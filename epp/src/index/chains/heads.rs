@@ -153,6 +153,11 @@ impl HeadsWriter {
         }
     }
 
+    /// Runs in the table.
+    pub(super) fn runs(&self) -> usize {
+        self.runs
+    }
+
     /// Bytes of the table.
     pub(super) fn bytes(&self) -> usize {
         self.table.slots.len() * size_of::<Slot>()

@@ -279,7 +279,7 @@ impl Chains {
     pub fn runs(&self) -> usize {
         self.shards
             .iter()
-            .map(|shard| shard.writer.lock().numbers().runs())
+            .map(|shard| shard.writer.lock().runs())
             .sum()
     }
 

@@ -45,12 +45,6 @@ impl Numbers {
         self.free.len() == self.runs.len()
     }
 
-    /// Runs that somebody holds.
-    pub(super) fn runs(&self) -> usize {
-        let live = self.runs.iter().filter(|numbered| numbered.run.is_some());
-        live.count()
-    }
-
     /// Where a block is now.
     pub(super) fn resolve(&self, run: u32, offset: u32) -> Option<(u32, u32)> {
         let (mut run, mut offset) = (run, offset);

@@ -87,6 +87,11 @@ impl Writer {
         is_due
     }
 
+    /// Runs that somebody holds.
+    pub(super) fn runs(&self) -> usize {
+        self.heads.runs()
+    }
+
     /// The numbers of its runs.
     pub(super) fn numbers(&self) -> &Numbers {
         &self.numbers
