@@ -244,11 +244,10 @@ impl InFlight {
         flow::admit(DEFAULT_PRIORITY, saturation)
             .map_err(|flow::Refused::Saturated| Refusal::saturated())?;
         let request = schedule::Request {
-            model: &self.request.model,
             prompt_tokens,
-            matches: &scratch.prefix.matches,
             subset: self.subset.as_deref(),
             tie_seed: self.tie_seed,
+            ..schedule::Request::new(&self.request.model, &scratch.prefix.matches)
         };
         schedule::pick_into(
             &parts.profile,

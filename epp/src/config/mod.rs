@@ -7,6 +7,8 @@
 
 pub mod flags;
 pub mod foreign_flags;
+pub mod plugins;
+pub mod resolved;
 pub mod settings;
 pub mod values;
 

@@ -103,6 +103,17 @@ pub struct Live {
     pub healthy: bool,
 }
 
+/// The LoRA adapters of an endpoint, as its page lists them.
+#[derive(Clone, PartialEq, Eq, Default, Debug)]
+pub struct Adapters {
+    /// How many adapters it can hold at a time; 0 when the page does not say.
+    pub max: u32,
+    /// Adapters with running requests.
+    pub running: Vec<Box<str>>,
+    /// Adapters that only waiting requests ask for.
+    pub waiting: Vec<Box<str>>,
+}
+
 /// The fleet at one moment: members and their signals, in the same order and of the same length.
 ///
 /// A buffer to be reused: [`Fleet::snapshot_into`](super::Fleet::snapshot_into) allocates only when
@@ -111,6 +122,8 @@ pub struct Live {
 pub struct Snapshot {
     pub members: Arc<[Arc<Endpoint>]>,
     pub live: Vec<Live>,
+    /// In the order of `members`; shared, because adapters change seldom.
+    pub adapters: Arc<[Arc<Adapters>]>,
 }
 
 impl Default for Snapshot {
@@ -118,6 +131,7 @@ impl Default for Snapshot {
         Self {
             members: Arc::from(Vec::new()),
             live: Vec::new(),
+            adapters: Arc::from(Vec::new()),
         }
     }
 }

@@ -23,7 +23,7 @@ pub mod scrape;
 mod shell;
 mod tasks;
 
-pub use endpoint::{Endpoint, EndpointId, EndpointSpec, Generation, Live, Snapshot};
+pub use endpoint::{Adapters, Endpoint, EndpointId, EndpointSpec, Generation, Live, Snapshot};
 pub use live::{Lease, Scraped};
 pub use matches::Matches;
 pub use members::{Change, MembershipError};

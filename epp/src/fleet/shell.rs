@@ -10,7 +10,7 @@ use arc_swap::ArcSwap;
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
-use super::endpoint::{Endpoint, EndpointId, EndpointSpec, Generation, Snapshot};
+use super::endpoint::{Adapters, Endpoint, EndpointId, EndpointSpec, Generation, Snapshot};
 use super::live::{Lease, LiveCell};
 use super::members::{Change, Members, MembershipError};
 
@@ -27,6 +27,8 @@ struct Table {
     members: Arc<[Arc<Endpoint>]>,
     /// In the order of `members`.
     cells: Vec<Arc<LiveCell>>,
+    /// In the order of `members`. Replaced whole when the adapters of one endpoint change.
+    adapters: ArcSwap<Arc<[Arc<Adapters>]>>,
     /// By endpoint number.
     by_id: Vec<Option<(Generation, Arc<LiveCell>)>>,
 }
@@ -38,6 +40,7 @@ impl Fleet {
         let table = Table {
             members: Arc::clone(members.list()),
             cells: Vec::new(),
+            adapters: ArcSwap::from_pointee(Arc::from(Vec::new())),
             by_id: Vec::new(),
         };
         let (membership, _) = watch::channel(Arc::clone(members.list()));
@@ -68,8 +71,35 @@ impl Fleet {
         if !Arc::ptr_eq(&out.members, &table.members) {
             out.members = Arc::clone(&table.members);
         }
+        let adapters = table.adapters.load();
+        if !Arc::ptr_eq(&out.adapters, &adapters) {
+            out.adapters = Arc::clone(&adapters);
+        }
         out.live.clear();
         out.live.extend(table.cells.iter().map(|cell| cell.read()));
+    }
+
+    /// Takes over the adapters that an endpoint's page lists. What is as it was costs a comparison.
+    pub fn record_adapters(&self, id: EndpointId, generation: Generation, adapters: Adapters) {
+        // The lock orders this against a change of the membership and other endpoints' pages.
+        let _members = self.members.lock();
+        let table = self.table.load();
+        let is_it = |member: &Arc<Endpoint>| (member.id, member.generation) == (id, generation);
+        let Some(position) = table.members.iter().position(is_it) else {
+            return;
+        };
+        let present = table.adapters.load();
+        if present
+            .get(position)
+            .is_some_and(|known| **known == adapters)
+        {
+            return;
+        }
+        let mut next = present.to_vec();
+        if let Some(entry) = next.get_mut(position) {
+            *entry = Arc::new(adapters);
+        }
+        table.adapters.store(Arc::new(Arc::from(next)));
     }
 
     /// Counts a request with `tokens` prompt tokens against an endpoint until the lease is dropped.
@@ -94,6 +124,8 @@ impl Fleet {
 fn next_table(old: &Table, members: &Members) -> Table {
     let mut by_id: Vec<Option<(Generation, Arc<LiveCell>)>> = vec![None; members.id_count()];
     let mut cells = Vec::with_capacity(members.list().len());
+    let mut adapters = Vec::with_capacity(members.list().len());
+    let old_adapters = old.adapters.load();
     for endpoint in members.list().iter() {
         let kept = old
             .by_id
@@ -103,11 +135,18 @@ fn next_table(old: &Table, members: &Members) -> Table {
             .map(|(_, cell)| Arc::clone(cell));
         let cell = kept.unwrap_or_default();
         cells.push(Arc::clone(&cell));
+        let is_it = |member: &Arc<Endpoint>| {
+            (member.id, member.generation) == (endpoint.id, endpoint.generation)
+        };
+        let position = old.members.iter().position(is_it);
+        let known = position.and_then(|position| old_adapters.get(position));
+        adapters.push(known.map(Arc::clone).unwrap_or_default());
         by_id[endpoint.id.index()] = Some((endpoint.generation, cell));
     }
     Table {
         members: Arc::clone(members.list()),
         cells,
+        adapters: ArcSwap::from_pointee(Arc::from(adapters)),
         by_id,
     }
 }
@@ -183,6 +222,24 @@ mod tests {
         assert_eq!(seen.live[1].waiting, 3);
         assert_eq!(seen.live[1].scraped_at_ms, 40);
         assert!(seen.live[1].healthy && !seen.live[0].healthy);
+    }
+
+    #[test]
+    fn adapters_follow_their_endpoint() {
+        let fleet = Fleet::new();
+        fleet.apply(vec![spec(1), spec(2)]).unwrap();
+        let second = Arc::clone(&snapshot(&fleet).members[1]);
+        let adapters = Adapters {
+            max: 4,
+            running: vec!["sql".into()],
+            waiting: Vec::new(),
+        };
+        fleet.record_adapters(second.id, second.generation, adapters.clone());
+        assert_eq!(*snapshot(&fleet).adapters[1], adapters);
+        fleet.apply(vec![spec(2)]).unwrap();
+        assert_eq!(*snapshot(&fleet).adapters[0], adapters);
+        fleet.record_adapters(EndpointId(9), Generation(1), adapters);
+        assert_eq!(snapshot(&fleet).adapters.len(), 1);
     }
 
     #[tokio::test]

@@ -126,6 +126,7 @@ mod tests {
                 endpoint(2, "c"),
             ]),
             live: vec![live(3, 0.5, true), live(1, 0.25, true), live(9, 1.0, false)],
+            ..Snapshot::default()
         };
         let mut page = String::new();
         render("p", &snapshot, &mut page);

@@ -68,6 +68,7 @@ mod tests {
         Snapshot {
             members: (0..).zip(names).map(member).collect(),
             live: vec![Live::default(); names.len()],
+            ..Snapshot::default()
         }
     }
 

@@ -273,7 +273,7 @@ mod tests {
             let turn = turn % members.len();
             members.rotate_left(turn);
             live.rotate_left(turn);
-            let rotated = Snapshot { members: members.into(), live };
+            let rotated = Snapshot { members: members.into(), live, ..Snapshot::default() };
             let again = pick(&profile, &rotated, &request, 100).unwrap();
             let names = |snapshot: &Snapshot, decision: &Decision| -> Vec<String> {
                 let name = |at: &usize| snapshot.members[*at].spec.name.clone();

@@ -22,17 +22,16 @@ pub(super) fn snapshot(live: &[Live]) -> Snapshot {
     Snapshot {
         members,
         live: live.to_vec(),
+        adapters: live.iter().map(|_| Arc::default()).collect(),
     }
 }
 
 /// A request over the whole pool.
 pub(super) fn request(prompt_tokens: u32, matches: &Matches, tie_seed: u64) -> Request<'_> {
     Request {
-        model: "model",
         prompt_tokens,
-        matches,
-        subset: None,
         tie_seed,
+        ..Request::new("model", matches)
     }
 }
 

@@ -18,9 +18,9 @@ pub mod scorers;
 pub mod subset;
 
 pub use decision::{Decision, NoEndpoint, ScorerScores, pick, pick_into};
-pub use plugin::{Context, Filter, Picker, Request, Scorer};
+pub use plugin::{Context, Filter, Headers, Maker, MediaItem, NoHeaders, Picker, Request, Scorer};
 pub use profile::Profile;
-pub use registry::{Plugin, PluginError, Registry};
+pub use registry::{Plugin, PluginError};
 pub use subset::SubsetEntry;
 
 #[cfg(test)]

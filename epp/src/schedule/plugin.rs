@@ -8,16 +8,54 @@
 use std::fmt::Debug;
 use std::sync::Arc;
 
+use serde_json::Value;
 use smallvec::SmallVec;
 
 use super::subset::SubsetEntry;
-use crate::fleet::{Endpoint, Live, Matches, Snapshot};
+use crate::config::plugins::{ParameterError, PluginType};
+use crate::fleet::{Adapters, Endpoint, Live, Matches, Snapshot};
+
+/// The headers of a request, looked up by lower-case name.
+pub trait Headers: Debug {
+    fn get(&self, name: &str) -> Option<&str>;
+}
+
+/// A request without headers.
+#[derive(Clone, Copy, Debug)]
+pub struct NoHeaders;
+
+impl Headers for NoHeaders {
+    fn get(&self, _: &str) -> Option<&str> {
+        None
+    }
+}
+
+/// An image, audio or video of a request.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct MediaItem {
+    /// `image`, `audio` or `video`.
+    pub modality: &'static str,
+    /// XXH3-128 of its URL or data.
+    pub hash: u128,
+    /// Length of its URL or data as the client sent it.
+    pub bytes: u32,
+}
 
 /// What the scheduler has to know about a request.
 #[derive(Clone, Copy, Debug)]
 pub struct Request<'a> {
-    /// The model that was asked for.
+    /// The model that the worker is asked for, after a rewrite; the adapter's name where it is one.
     pub model: &'a str,
+    /// Higher is more urgent; below 0 may be shed.
+    pub priority: i32,
+    pub headers: &'a dyn Headers,
+    pub media: &'a [MediaItem],
+    /// The client's bound on the answer, in tokens.
+    pub max_output_tokens: Option<u32>,
+    /// The client's target for the time to first token.
+    pub slo_ttft_ms: Option<f64>,
+    /// The client's target for the time per output token.
+    pub slo_tpot_ms: Option<f64>,
     /// Length of the prompt in tokens; 0 where it is unknown.
     pub prompt_tokens: u32,
     /// Which endpoints hold how much of the prompt.
@@ -26,6 +64,25 @@ pub struct Request<'a> {
     pub subset: Option<&'a [SubsetEntry]>,
     /// Seed of every random choice made for this request.
     pub tie_seed: u64,
+}
+
+impl<'a> Request<'a> {
+    /// A request of which nothing but its model and its matches is known.
+    pub fn new(model: &'a str, matches: &'a Matches) -> Self {
+        Self {
+            model,
+            priority: 0,
+            headers: &NoHeaders,
+            media: &[],
+            max_output_tokens: None,
+            slo_ttft_ms: None,
+            slo_tpot_ms: None,
+            prompt_tokens: 0,
+            matches,
+            subset: None,
+            tie_seed: 0,
+        }
+    }
 }
 
 /// The inputs of one decision.
@@ -44,10 +101,23 @@ impl<'a> Context<'a> {
         &self.snapshot.members[position]
     }
 
+    /// The LoRA adapters at a snapshot position; `None` where nothing is known of them.
+    pub fn adapters(&self, position: usize) -> Option<&'a Adapters> {
+        self.snapshot.adapters.get(position).map(|known| &**known)
+    }
+
     /// The signals at a snapshot position.
     pub fn live(&self, position: usize) -> &'a Live {
         &self.snapshot.live[position]
     }
+}
+
+/// A plugin type of this room, and how one is made from its parameters.
+#[derive(Debug)]
+pub struct Maker<T: ?Sized + 'static> {
+    pub plugin: PluginType,
+    /// Parameters are an object, or null for the defaults.
+    pub make: fn(&Value) -> Result<Box<T>, ParameterError>,
 }
 
 /// Narrows the candidates.

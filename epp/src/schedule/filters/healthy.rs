@@ -6,17 +6,35 @@
 //! all. When no candidate answers, all stay: epp may be wrong about every one of them (its own
 //! network, a changed metrics path), and then a try is worth more to the client than a 503.
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
-use super::super::plugin::{Context, Filter};
+use super::super::plugin::{Context, Filter, Maker};
+use crate::config::plugins::{self, PluginKind, PluginType, Stage};
 
 /// The plugin's type name.
 pub const TYPE_NAME: &str = "healthy-endpoint-filter";
 
 /// The filter has no parameters.
-#[derive(Clone, Copy, PartialEq, Eq, Default, Debug, Deserialize)]
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Parameters {}
+
+impl plugins::Parameters for Parameters {}
+
+/// The plugin type.
+pub const MAKER: Maker<dyn Filter> = Maker {
+    plugin: PluginType {
+        name: TYPE_NAME,
+        kind: PluginKind::Filter,
+        stage: Stage::Beta,
+        check: plugins::check::<Parameters>,
+    },
+    make: |given| {
+        Ok(Box::new(HealthyFilter::from(plugins::read::<Parameters>(
+            given,
+        )?)))
+    },
+};
 
 /// See the module.
 #[derive(Clone, Copy, Default, Debug)]

@@ -3,3 +3,8 @@
 pub mod healthy;
 
 pub use healthy::HealthyFilter;
+
+use super::plugin::{Filter, Maker};
+
+/// Every filter.
+pub const MAKERS: &[Maker<dyn Filter>] = &[healthy::MAKER];

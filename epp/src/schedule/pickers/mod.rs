@@ -15,13 +15,17 @@ pub use weighted_random::WeightedRandomPicker;
 
 use std::cmp::Ordering;
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use smallvec::SmallVec;
 
-use super::plugin::Context;
+use super::plugin::{Context, Maker, Picker};
+use crate::config::plugins;
+
+/// Every picker.
+pub const MAKERS: &[Maker<dyn Picker>] = &[max_score::MAKER, random::MAKER, weighted_random::MAKER];
 
 /// The field's parameters, the same for all three pickers.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Deserialize)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default, rename_all = "camelCase")]
 pub struct Parameters {
     /// Endpoints to return; values below 1 mean 1, as in the field.
@@ -35,6 +39,8 @@ impl Default for Parameters {
         }
     }
 }
+
+impl plugins::Parameters for Parameters {}
 
 impl Parameters {
     fn endpoints(self) -> usize {

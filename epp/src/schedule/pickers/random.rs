@@ -2,11 +2,27 @@
 
 use smallvec::SmallVec;
 
-use super::super::plugin::{Context, Picker};
+use super::super::plugin::{Context, Maker, Picker};
 use super::{Parameters, draw, take_first};
+use crate::config::plugins::{self, PluginKind, PluginType, Stage};
 
 /// The plugin's type name.
 pub const TYPE_NAME: &str = "random-picker";
+
+/// The plugin type.
+pub const MAKER: Maker<dyn Picker> = Maker {
+    plugin: PluginType {
+        name: TYPE_NAME,
+        kind: PluginKind::Picker,
+        stage: Stage::Beta,
+        check: plugins::check::<Parameters>,
+    },
+    make: |given| {
+        Ok(Box::new(RandomPicker::from(plugins::read::<Parameters>(
+            given,
+        )?)))
+    },
+};
 
 /// See the module.
 #[derive(Clone, Copy, Debug)]

@@ -11,5 +11,15 @@ pub use prefix_cache::PrefixCacheScorer;
 pub use queue::QueueScorer;
 pub use running_requests::RunningRequestsScorer;
 
+use super::plugin::{Maker, Scorer};
+
+/// Every scorer.
+pub const MAKERS: &[Maker<dyn Scorer>] = &[
+    kv_cache_utilization::MAKER,
+    prefix_cache::MAKER,
+    queue::MAKER,
+    running_requests::MAKER,
+];
+
 #[cfg(test)]
 mod tests;

@@ -10,15 +10,16 @@
 //! default; it lets a long match win over an equally complete short one, squared because
 //! attention's cost grows with the square of the length.
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
-use super::super::plugin::{Context, Scorer};
+use super::super::plugin::{Context, Maker, Scorer};
+use crate::config::plugins::{self, ParameterError, PluginKind, PluginType, Stage};
 
 /// The plugin's type name.
 pub const TYPE_NAME: &str = "prefix-cache-scorer";
 
 /// The field's parameters.
-#[derive(Clone, PartialEq, Debug, Deserialize)]
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default, rename_all = "camelCase")]
 pub struct Parameters {
     /// Share of the length term, 0 to 1.
@@ -39,14 +40,36 @@ impl Default for Parameters {
     }
 }
 
-/// Parameters out of range.
-#[derive(Clone, PartialEq, Debug, thiserror::Error)]
-pub enum ParametersError {
-    #[error("matchLengthWeight must be between 0 and 1, not {0}")]
-    MatchLengthWeight(f32),
-    #[error("matchLengthScaleTokens must be more than 0")]
-    MatchLengthScaleTokens,
+impl plugins::Parameters for Parameters {
+    fn validate(&self) -> Result<(), ParameterError> {
+        if !(0.0..=1.0).contains(&self.match_length_weight) {
+            let reason = format!("must be between 0 and 1, not {}", self.match_length_weight);
+            return Err(ParameterError::new("matchLengthWeight", reason));
+        }
+        if self.match_length_scale_tokens == 0 {
+            return Err(ParameterError::new(
+                "matchLengthScaleTokens",
+                "must be more than 0",
+            ));
+        }
+        Ok(())
+    }
 }
+
+/// The plugin type.
+pub const MAKER: Maker<dyn Scorer> = Maker {
+    plugin: PluginType {
+        name: TYPE_NAME,
+        kind: PluginKind::Scorer,
+        stage: Stage::Beta,
+        check: plugins::check::<Parameters>,
+    },
+    make: |given| {
+        Ok(Box::new(PrefixCacheScorer::from(&plugins::read::<
+            Parameters,
+        >(given)?)))
+    },
+};
 
 /// See the module.
 #[derive(Clone, Copy, Debug)]
@@ -57,29 +80,16 @@ pub struct PrefixCacheScorer {
 
 impl Default for PrefixCacheScorer {
     fn default() -> Self {
-        let parameters = Parameters::default();
+        Self::from(&Parameters::default())
+    }
+}
+
+impl From<&Parameters> for PrefixCacheScorer {
+    fn from(parameters: &Parameters) -> Self {
         Self {
             match_length_weight: parameters.match_length_weight,
             match_length_scale_tokens: parameters.match_length_scale_tokens,
         }
-    }
-}
-
-impl TryFrom<Parameters> for PrefixCacheScorer {
-    type Error = ParametersError;
-
-    fn try_from(parameters: Parameters) -> Result<Self, ParametersError> {
-        let weight = parameters.match_length_weight;
-        if !(0.0..=1.0).contains(&weight) {
-            return Err(ParametersError::MatchLengthWeight(weight));
-        }
-        if parameters.match_length_scale_tokens == 0 {
-            return Err(ParametersError::MatchLengthScaleTokens);
-        }
-        Ok(Self {
-            match_length_weight: weight,
-            match_length_scale_tokens: parameters.match_length_scale_tokens,
-        })
     }
 }
 

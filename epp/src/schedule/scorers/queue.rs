@@ -3,18 +3,36 @@
 //! The field's formula to the letter: it reads the worker's page only, so requests that were sent
 //! since the last scrape do not count here. They break ties in the picker instead.
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
-use super::super::plugin::{Context, Scorer};
+use super::super::plugin::{Context, Maker, Scorer};
 use super::min_max;
+use crate::config::plugins::{self, PluginKind, PluginType, Stage};
 
 /// The plugin's type name.
 pub const TYPE_NAME: &str = "queue-scorer";
 
 /// The scorer has no parameters.
-#[derive(Clone, Copy, PartialEq, Eq, Default, Debug, Deserialize)]
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Parameters {}
+
+impl plugins::Parameters for Parameters {}
+
+/// The plugin type.
+pub const MAKER: Maker<dyn Scorer> = Maker {
+    plugin: PluginType {
+        name: TYPE_NAME,
+        kind: PluginKind::Scorer,
+        stage: Stage::Beta,
+        check: plugins::check::<Parameters>,
+    },
+    make: |given| {
+        Ok(Box::new(QueueScorer::from(plugins::read::<Parameters>(
+            given,
+        )?)))
+    },
+};
 
 /// See the module.
 #[derive(Clone, Copy, Default, Debug)]

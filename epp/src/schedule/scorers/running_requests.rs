@@ -1,18 +1,36 @@
 //! `running-requests-size-scorer`: fewer running requests are better, min-max normalised over the
 //! candidates.
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
-use super::super::plugin::{Context, Scorer};
+use super::super::plugin::{Context, Maker, Scorer};
 use super::min_max;
+use crate::config::plugins::{self, PluginKind, PluginType, Stage};
 
 /// The plugin's type name.
 pub const TYPE_NAME: &str = "running-requests-size-scorer";
 
 /// The scorer has no parameters.
-#[derive(Clone, Copy, PartialEq, Eq, Default, Debug, Deserialize)]
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Parameters {}
+
+impl plugins::Parameters for Parameters {}
+
+/// The plugin type.
+pub const MAKER: Maker<dyn Scorer> = Maker {
+    plugin: PluginType {
+        name: TYPE_NAME,
+        kind: PluginKind::Scorer,
+        stage: Stage::Beta,
+        check: plugins::check::<Parameters>,
+    },
+    make: |given| {
+        Ok(Box::new(RunningRequestsScorer::from(plugins::read::<
+            Parameters,
+        >(given)?)))
+    },
+};
 
 /// See the module.
 #[derive(Clone, Copy, Default, Debug)]

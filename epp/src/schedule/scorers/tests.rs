@@ -7,6 +7,7 @@ use super::super::fixtures::{arbitrary_fleet, request, snapshot};
 use super::super::plugin::{Context, Scorer};
 use super::prefix_cache;
 use super::*;
+use crate::config::plugins::Parameters as _;
 use crate::fleet::{Live, Matches, Snapshot};
 
 fn scores(scorer: &dyn Scorer, fleet: &Snapshot, matches: &Matches, order: &[usize]) -> Vec<f32> {
@@ -88,12 +89,11 @@ fn prefix_is_the_share_of_whole_blocks() {
 
 #[test]
 fn the_length_term_follows_the_documented_examples() {
-    let scorer = PrefixCacheScorer::try_from(prefix_cache::Parameters {
+    let scorer = PrefixCacheScorer::from(&prefix_cache::Parameters {
         match_length_weight: 0.5,
         match_length_scale_tokens: 100,
         ..prefix_cache::Parameters::default()
-    })
-    .unwrap();
+    });
     assert!((prefix_score(scorer, 10, 5, 1) - 0.251_25).abs() < 1e-6);
     assert!((prefix_score(scorer, 100, 50, 1) - 0.375).abs() < 1e-6);
 }
@@ -101,11 +101,12 @@ fn the_length_term_follows_the_documented_examples() {
 #[test]
 fn parameters_out_of_range_are_refused() {
     let bad = |weight, scale| {
-        PrefixCacheScorer::try_from(prefix_cache::Parameters {
+        prefix_cache::Parameters {
             match_length_weight: weight,
             match_length_scale_tokens: scale,
             ..prefix_cache::Parameters::default()
-        })
+        }
+        .validate()
     };
     assert!(bad(1.5, 1).is_err());
     assert!(bad(f32::NAN, 1).is_err());
