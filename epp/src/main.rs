@@ -24,7 +24,7 @@ use pointsman_epp::index::{IndexLimits, PrefixIndex};
 use pointsman_epp::observe::{Metrics, logging, page, pool};
 use pointsman_epp::pipeline::page as rooms;
 use pointsman_epp::pipeline::{EventIndexes, Options, Parts, Pipeline};
-use pointsman_epp::schedule::Profile;
+use pointsman_epp::schedule::Scheduler;
 use pointsman_epp::tokens::{TokenLimits, Tokens};
 use pointsman_proto::prompt::PromptEncoder;
 use tokio::signal::unix::{SignalKind, signal};
@@ -114,7 +114,7 @@ async fn serve(settings: Settings, endpoints: Vec<EndpointSpec>) -> anyhow::Resu
         index: Arc::clone(&index),
         approximate: Arc::clone(&approximate),
         tokens,
-        profile: Profile::field_default().with_fallback_endpoints(settings.fallback_endpoints),
+        scheduler: Scheduler::field_default().with_fallback_endpoints(settings.fallback_endpoints),
         detector: detector(&settings),
         metrics,
         clock,

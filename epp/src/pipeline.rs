@@ -35,7 +35,7 @@ use crate::index::approximate::ApproximateIndex;
 use crate::observe::Metrics;
 use crate::observe::metrics::OfModel;
 use crate::request::{self, InferenceRequest, ParseError};
-use crate::schedule::{self, Decision, NoEndpoint, Profile, SubsetEntry};
+use crate::schedule::{self, Decision, NoEndpoint, Scheduler, SubsetEntry};
 use crate::tokens::Tokens;
 
 /// Priorities come with objectives, which need Kubernetes; without them every request has the
@@ -49,7 +49,7 @@ pub struct Parts {
     pub index: Arc<PrefixIndex>,
     pub approximate: Arc<ApproximateIndex>,
     pub tokens: Tokens,
-    pub profile: Profile,
+    pub scheduler: Scheduler,
     pub detector: UtilizationDetector,
     pub metrics: Arc<Metrics>,
     pub clock: Clock,
@@ -249,14 +249,10 @@ impl InFlight {
             tie_seed: self.tie_seed,
             ..schedule::Request::new(&self.request.model, &scratch.prefix.matches)
         };
-        schedule::pick_into(
-            &parts.profile,
-            &scratch.snapshot,
-            &request,
-            now_ms,
-            &mut scratch.decision,
-        )
-        .map_err(|reason| self.nobody(reason))?;
+        parts
+            .scheduler
+            .pick_into(&scratch.snapshot, &request, now_ms, &mut scratch.decision)
+            .map_err(|reason| self.nobody(reason))?;
         let (winner, live) = winner(scratch).ok_or_else(Refusal::no_endpoints)?;
         let expectation = parts.expect(&winner, &live, tokens.is_some(), now_ms, &scratch.prefix);
         self.model
@@ -346,7 +342,7 @@ impl InFlight {
         if !enabled!(Level::DEBUG) {
             return;
         }
-        let decision = &scratch.decision;
+        let decision = scratch.decision.primary();
         let explained = explain(decision, &scratch.snapshot, &scratch.prefix.matches);
         debug!(
             request_id = self.request_id,
@@ -442,25 +438,26 @@ fn read(intake: &Intake<'_>, body: &[u8]) -> Result<InferenceRequest, ParseError
 
 /// The endpoint that a decision puts first, and its signals.
 fn winner(scratch: &Scratch) -> Option<(Arc<Endpoint>, Live)> {
-    let position = *scratch.decision.endpoints.first()?;
+    let position = *scratch.decision.primary().endpoints.first()?;
     let member = scratch.snapshot.members.get(position)?;
     let live = scratch.snapshot.live.get(position)?;
     Some((Arc::clone(member), *live))
 }
 
 fn destination(decision: &Decision, snapshot: &Snapshot, emit_scores: bool) -> Destination {
+    let run = decision.primary();
     let mut endpoints = String::new();
-    for position in &decision.endpoints {
+    for position in &run.endpoints {
         if let Some(member) = snapshot.members.get(*position) {
             let separator = if endpoints.is_empty() { "" } else { "," };
             // Writing to a string cannot fail.
             let _ = write!(endpoints, "{separator}{}", member.spec.address);
         }
     }
-    let scored = decision
+    let scored = run
         .candidates
         .iter()
-        .zip(&decision.totals)
+        .zip(&run.totals)
         .filter(|_| emit_scores);
     let scores = scored.filter_map(|(position, total)| {
         let member = snapshot.members.get(*position)?;

@@ -18,7 +18,7 @@ use pointsman_epp::index::speculative::CONFIRM_MS;
 use pointsman_epp::index::{IndexLimits, PrefixIndex};
 use pointsman_epp::observe::Metrics;
 use pointsman_epp::pipeline::{EventIndexes, InFlight, Options, Parts, Pipeline};
-use pointsman_epp::schedule::Profile;
+use pointsman_epp::schedule::Scheduler;
 use pointsman_epp::tokens::{TokenLimits, Tokens};
 use pointsman_proto::kv_events::{BlockStored, EngineHash, Event, Medium};
 use serde_json::{Value, json};
@@ -42,7 +42,7 @@ impl Pool {
             index: Arc::new(PrefixIndex::new(IndexLimits::default())),
             approximate: Arc::new(ApproximateIndex::new(PickLimits::default())),
             tokens: Tokens::new([], TokenLimits::default()),
-            profile: Profile::field_default(),
+            scheduler: Scheduler::field_default(),
             detector: UtilizationDetector::default(),
             metrics: Arc::new(Metrics::new()),
             clock: clock.clone(),

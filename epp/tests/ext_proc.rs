@@ -16,7 +16,7 @@ use pointsman_epp::ext_proc::{
 };
 use pointsman_epp::fleet::kv_events::EventSource;
 use pointsman_epp::fleet::{EndpointId, Generation};
-use pointsman_epp::schedule::Profile;
+use pointsman_epp::schedule::Scheduler;
 use pointsman_proto::kv_events::{BlockStored, EngineHash, Event, Medium};
 use support::{LIMITS, P, picker, picker_of, picker_over_tls, picker_with, refusal_header};
 use tonic_health::pb::HealthCheckRequest;
@@ -260,7 +260,7 @@ async fn emits_scores_when_told_to() {
 async fn names_fallbacks_in_order() {
     let workers = [P(3, 0.2), P(0, 0.1), P(10, 0.2)];
     let picker = picker_with(&workers, |parts| {
-        parts.profile = Profile::field_default().with_fallback_endpoints(2);
+        parts.scheduler = Scheduler::field_default().with_fallback_endpoints(2);
     })
     .await;
     let mut stream = picker.stream().await;

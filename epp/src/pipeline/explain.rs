@@ -5,7 +5,7 @@
 //! that it was expected to have cached, which the prefix scorer's value comes from.
 
 use crate::fleet::{Matches, Snapshot};
-use crate::schedule::Decision;
+use crate::schedule::ProfileRun;
 
 /// Winner and runner-up, each as `name total (scorer weight x value, ...; tokens cached)`.
 #[derive(Debug, PartialEq, Eq)]
@@ -16,7 +16,7 @@ pub(super) struct Explained {
 }
 
 /// Puts a decision over this snapshot into words.
-pub(super) fn explain(decision: &Decision, snapshot: &Snapshot, matches: &Matches) -> Explained {
+pub(super) fn explain(decision: &ProfileRun, snapshot: &Snapshot, matches: &Matches) -> Explained {
     let won = |place: &usize| decision.candidates.get(*place) == decision.endpoints.first();
     let places = 0..decision.candidates.len();
     let total = |place: &usize| decision.totals.get(*place).copied().unwrap_or_default();
@@ -29,7 +29,7 @@ pub(super) fn explain(decision: &Decision, snapshot: &Snapshot, matches: &Matche
     }
 }
 
-fn told(decision: &Decision, snapshot: &Snapshot, matches: &Matches, place: usize) -> String {
+fn told(decision: &ProfileRun, snapshot: &Snapshot, matches: &Matches, place: usize) -> String {
     let member = decision
         .candidates
         .get(place)
@@ -74,7 +74,7 @@ mod tests {
 
     #[test]
     fn names_winner_and_runner_up_with_every_value() {
-        let decision = Decision {
+        let decision = ProfileRun {
             endpoints: smallvec![2],
             candidates: vec![0, 2, 3],
             scores: vec![ScorerScores {
@@ -84,6 +84,7 @@ mod tests {
             }],
             totals: vec![0.5, 2.0, 1.0],
             reason: "highest score",
+            ..ProfileRun::default()
         };
         let mut matches = Matches::default();
         matches.record(EndpointId(2), Generation(1), 48, 48);
@@ -100,11 +101,11 @@ mod tests {
 
     #[test]
     fn nobody_else_is_an_empty_word() {
-        let decision = Decision {
+        let decision = ProfileRun {
             endpoints: smallvec![0],
             candidates: vec![0],
             totals: vec![1.0],
-            ..Decision::default()
+            ..ProfileRun::default()
         };
         let explained = explain(&decision, &snapshot(&["a"]), &Matches::default());
         assert_eq!(

@@ -1,26 +1,32 @@
 //! Picks endpoints for a request: filters narrow the fleet, scorers rate what is left, a picker
 //! chooses.
 //!
-//! `subset hint → filters → scorers (clamped to 0..1, weighted, summed) → picker → decision`
+//! `subset hint → handler → profile: filters → scorers (clamped to 0..1, weighted, summed) → picker`
 //!
 //! Everything is pure. A plugin sees a snapshot, the request and the time as values, and randomness
 //! comes from a seed in the request, so the same inputs give the same decision in production, in a
 //! test and in a simulated fleet. A plugin is one file with its parameters and its tests; adding
 //! one touches that file and one line of [`registry`].
 
+pub mod build;
+pub mod deciders;
 pub mod decision;
 pub mod filters;
+pub mod handlers;
 pub mod pickers;
 pub mod plugin;
 pub mod profile;
 pub mod registry;
+pub mod scheduler;
 pub mod scorers;
 pub mod subset;
 
-pub use decision::{Decision, NoEndpoint, ScorerScores, pick, pick_into};
+pub use build::{BuildError, build};
+pub use decision::{Decision, NoEndpoint, ProfileRun, ScorerScores, Stages};
 pub use plugin::{Context, Filter, Headers, Maker, MediaItem, NoHeaders, Picker, Request, Scorer};
 pub use profile::Profile;
-pub use registry::{Plugin, PluginError};
+pub use registry::{Plugin, PluginError, plugin_types};
+pub use scheduler::Scheduler;
 pub use subset::SubsetEntry;
 
 #[cfg(test)]

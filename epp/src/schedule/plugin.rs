@@ -126,6 +126,8 @@ pub trait Filter: Send + Sync + Debug {
     fn type_name(&self) -> &'static str;
     /// Removes candidates, keeping the order of the rest.
     fn filter(&self, context: &Context<'_>, candidates: &mut Vec<usize>);
+    /// The profile picked these positions, best first.
+    fn picked(&self, _context: &Context<'_>, _endpoints: &[usize]) {}
 }
 
 /// Rates each candidate from 0, worst, to 1, best.
@@ -135,6 +137,8 @@ pub trait Scorer: Send + Sync + Debug {
     /// Writes one value per candidate, in their order. `scores` has their length; values outside 0
     /// to 1 are clamped by the caller, and what is not a number counts as 0.
     fn score(&self, context: &Context<'_>, candidates: &[usize], scores: &mut [f32]);
+    /// The profile picked these positions, best first.
+    fn picked(&self, _context: &Context<'_>, _endpoints: &[usize]) {}
 }
 
 /// Chooses among scored candidates.

@@ -1,23 +1,32 @@
-//! A scheduling profile: which filters, which scorers with which weights, and one picker.
+//! A scheduling profile: which filters, which scorers with which weights, and one picker; and how
+//! it runs over the eligible endpoints.
 
+use std::sync::Arc;
+
+use super::decision::{NoEndpoint, ProfileRun, ScorerScores};
 use super::filters::HealthyFilter;
 use super::pickers::MaxScorePicker;
-use super::plugin::{Filter, Picker, Scorer};
+use super::plugin::{Context, Filter, Picker, Scorer};
 use super::scorers::{KvCacheUtilizationScorer, PrefixCacheScorer, QueueScorer};
+
+/// The name of the one profile where none is configured.
+pub const DEFAULT_PROFILE: &str = "default";
 
 /// A scorer and how much it counts.
 #[derive(Debug)]
 pub struct WeightedScorer {
-    pub scorer: Box<dyn Scorer>,
+    pub scorer: Arc<dyn Scorer>,
     pub weight: f32,
 }
 
-/// An ordered set of plugins.
+/// An ordered set of plugins. Plugins are shared: a configuration may refer to one from several
+/// profiles, and it keeps one state.
 #[derive(Debug)]
 pub struct Profile {
-    pub filters: Vec<Box<dyn Filter>>,
+    pub name: Arc<str>,
+    pub filters: Vec<Arc<dyn Filter>>,
     pub scorers: Vec<WeightedScorer>,
-    pub picker: Box<dyn Picker>,
+    pub picker: Arc<dyn Picker>,
     /// Endpoints returned beyond the first, for gateways that retry along a list. Gateways that
     /// take a single destination need 0.
     pub fallback_endpoints: usize,
@@ -25,8 +34,9 @@ pub struct Profile {
 
 impl Profile {
     /// A profile of only a picker.
-    pub fn new(picker: Box<dyn Picker>) -> Self {
+    pub fn new(name: &str, picker: Arc<dyn Picker>) -> Self {
         Self {
+            name: Arc::from(name),
             filters: Vec::new(),
             scorers: Vec::new(),
             picker,
@@ -37,23 +47,23 @@ impl Profile {
     /// The field's policy without configuration: queue 2, KV usage 2, prefix 3, highest score wins.
     /// Endpoints that do not answer are kept out by our own filter.
     pub fn field_default() -> Self {
-        Self::new(Box::new(MaxScorePicker::default()))
-            .with_filter(Box::new(HealthyFilter::default()))
-            .with_scorer(Box::new(QueueScorer::default()), 2.0)
-            .with_scorer(Box::new(KvCacheUtilizationScorer::default()), 2.0)
-            .with_scorer(Box::new(PrefixCacheScorer::default()), 3.0)
+        Self::new(DEFAULT_PROFILE, Arc::new(MaxScorePicker::default()))
+            .with_filter(Arc::new(HealthyFilter::default()))
+            .with_scorer(Arc::new(QueueScorer::default()), 2.0)
+            .with_scorer(Arc::new(KvCacheUtilizationScorer::default()), 2.0)
+            .with_scorer(Arc::new(PrefixCacheScorer::default()), 3.0)
     }
 
     /// Adds a filter after those present.
     #[must_use]
-    pub fn with_filter(mut self, filter: Box<dyn Filter>) -> Self {
+    pub fn with_filter(mut self, filter: Arc<dyn Filter>) -> Self {
         self.filters.push(filter);
         self
     }
 
     /// Adds a scorer. Weights are not normalised: the field adds weighted scores as they are.
     #[must_use]
-    pub fn with_scorer(mut self, scorer: Box<dyn Scorer>, weight: f32) -> Self {
+    pub fn with_scorer(mut self, scorer: Arc<dyn Scorer>, weight: f32) -> Self {
         self.scorers.push(WeightedScorer { scorer, weight });
         self
     }
@@ -65,8 +75,74 @@ impl Profile {
         self
     }
 
-    /// How many endpoints a decision of this profile holds at most.
+    /// How many endpoints a run of this profile holds at most.
     pub fn endpoints(&self) -> usize {
         self.picker.endpoints().max(1 + self.fallback_endpoints)
+    }
+
+    /// Filters, scores and picks among the eligible positions. A failed run holds no endpoints and
+    /// says why.
+    pub(super) fn run(&self, context: &Context<'_>, eligible: &[usize], run: &mut ProfileRun) {
+        run.candidates.extend_from_slice(eligible);
+        for filter in &self.filters {
+            filter.filter(context, &mut run.candidates);
+            if run.candidates.is_empty() {
+                run.reason = filter.type_name();
+                return;
+            }
+        }
+        self.score(context, run);
+        run.reason = self.picker.pick(
+            context,
+            &run.candidates,
+            &run.totals,
+            self.endpoints(),
+            &mut run.endpoints,
+        );
+        for filter in &self.filters {
+            filter.picked(context, &run.endpoints);
+        }
+        for weighted in &self.scorers {
+            weighted.scorer.picked(context, &run.endpoints);
+        }
+    }
+
+    fn score(&self, context: &Context<'_>, run: &mut ProfileRun) {
+        let ProfileRun {
+            candidates,
+            scores,
+            totals,
+            ..
+        } = run;
+        totals.resize(candidates.len(), 0.0);
+        scores.resize_with(self.scorers.len(), ScorerScores::default);
+        for (weighted, out) in self.scorers.iter().zip(scores) {
+            out.scorer = weighted.scorer.type_name();
+            out.weight = weighted.weight;
+            out.values.clear();
+            out.values.resize(candidates.len(), 0.0);
+            weighted.scorer.score(context, candidates, &mut out.values);
+            for (value, total) in out.values.iter_mut().zip(totals.iter_mut()) {
+                *value = clamp(*value);
+                *total += *value * weighted.weight;
+            }
+        }
+    }
+}
+
+fn clamp(value: f32) -> f32 {
+    if value.is_nan() {
+        0.0
+    } else {
+        value.clamp(0.0, 1.0)
+    }
+}
+
+impl ProfileRun {
+    /// Why the run picked nothing; `None` where it did.
+    pub fn failure(&self) -> Option<NoEndpoint> {
+        self.endpoints
+            .is_empty()
+            .then_some(NoEndpoint::FiltersExcludeAll)
     }
 }

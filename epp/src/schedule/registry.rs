@@ -6,8 +6,9 @@
 
 use serde_json::Value;
 
+use super::deciders::{self, Decider};
 use super::plugin::{Filter, Maker, Picker, Scorer};
-use super::{filters, pickers, scorers};
+use super::{filters, handlers, pickers, scorers};
 use crate::config::plugins::{ParameterError, PluginType};
 
 /// A made plugin.
@@ -16,6 +17,7 @@ pub enum Plugin {
     Filter(Box<dyn Filter>),
     Scorer(Box<dyn Scorer>),
     Picker(Box<dyn Picker>),
+    Decider(Box<dyn Decider>),
 }
 
 /// Why a plugin could not be made.
@@ -38,18 +40,21 @@ pub fn plugin_types() -> Vec<PluginType> {
     of(filters::MAKERS)
         .chain(of(scorers::MAKERS))
         .chain(of(pickers::MAKERS))
+        .chain(of(deciders::MAKERS))
+        .chain(handlers::MAKERS.iter().map(|maker| maker.plugin))
+        .chain(handlers::HEADER_WRITERS.iter().copied())
         .collect()
 }
 
-/// Makes a plugin. `parameters` is an object, or null for the defaults.
+/// Makes a filter, scorer, picker or decider. `parameters` is an object, or null for the defaults.
 pub fn make(type_name: &str, parameters: &Value) -> Result<Plugin, PluginError> {
-    let filter =
-        find(filters::MAKERS, type_name).map(|maker| made(maker, parameters, Plugin::Filter));
-    let scorer =
-        || find(scorers::MAKERS, type_name).map(|maker| made(maker, parameters, Plugin::Scorer));
-    let picker =
-        || find(pickers::MAKERS, type_name).map(|maker| made(maker, parameters, Plugin::Picker));
-    filter.or_else(scorer).or_else(picker).unwrap_or_else(|| {
+    let filter = || find(filters::MAKERS, type_name).map(|it| made(it, parameters, Plugin::Filter));
+    let scorer = || find(scorers::MAKERS, type_name).map(|it| made(it, parameters, Plugin::Scorer));
+    let picker = || find(pickers::MAKERS, type_name).map(|it| made(it, parameters, Plugin::Picker));
+    let decider =
+        || find(deciders::MAKERS, type_name).map(|it| made(it, parameters, Plugin::Decider));
+    let plugin = filter().or_else(scorer).or_else(picker).or_else(decider);
+    plugin.unwrap_or_else(|| {
         Err(PluginError::UnknownType {
             type_name: type_name.to_owned(),
         })
@@ -79,16 +84,35 @@ mod tests {
 
     use super::*;
 
+    fn is_made_here(plugin: &PluginType) -> bool {
+        use crate::config::plugins::PluginKind::{Decider, Filter, Picker, Scorer};
+        matches!(plugin.kind, Decider | Filter | Picker | Scorer)
+    }
+
     #[test]
-    fn every_type_is_made_from_no_parameters_under_its_own_name() {
-        for plugin in plugin_types() {
-            let made = match make(plugin.name, &Value::Null).unwrap() {
+    fn every_type_is_made_from_its_defaults_under_its_own_name() {
+        for plugin in plugin_types().iter().filter(|plugin| is_made_here(plugin)) {
+            let Ok(defaults) = (plugin.check)(&Value::Null) else {
+                // It has a parameter that must be given.
+                continue;
+            };
+            let made = match make(plugin.name, &defaults).unwrap() {
                 Plugin::Filter(filter) => filter.type_name(),
                 Plugin::Scorer(scorer) => scorer.type_name(),
                 Plugin::Picker(picker) => picker.type_name(),
+                Plugin::Decider(decider) => decider.type_name(),
             };
             assert_eq!(made, plugin.name);
         }
+    }
+
+    #[test]
+    fn names_are_unique() {
+        let mut names: Vec<_> = plugin_types().iter().map(|plugin| plugin.name).collect();
+        let all = names.len();
+        names.sort_unstable();
+        names.dedup();
+        assert_eq!(names.len(), all);
     }
 
     #[test]
@@ -99,13 +123,8 @@ mod tests {
             "there is no scheduling plugin of type \"queue-scorre\""
         );
         for plugin in plugin_types() {
-            let error = make(plugin.name, &json!({"nonsense": 1}))
-                .unwrap_err()
-                .to_string();
-            assert!(
-                error.contains(plugin.name) && error.contains("nonsense"),
-                "{error}"
-            );
+            let error = (plugin.check)(&json!({"nonsense": 1})).unwrap_err();
+            assert!(error.to_string().contains("nonsense"), "{error}");
         }
         let range = make("prefix-cache-scorer", &json!({"matchLengthWeight": 2.0})).unwrap_err();
         assert!(range.to_string().contains("between 0 and 1"));

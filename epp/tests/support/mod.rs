@@ -25,7 +25,7 @@ use pointsman_epp::index::approximate::{ApproximateIndex, PickLimits};
 use pointsman_epp::index::{IndexLimits, PrefixIndex};
 use pointsman_epp::observe::Metrics;
 use pointsman_epp::pipeline::{Options, Parts, Pipeline};
-use pointsman_epp::schedule::Profile;
+use pointsman_epp::schedule::Scheduler;
 use pointsman_epp::tokens::{TokenLimits, Tokens};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
@@ -104,7 +104,7 @@ fn parts_of(workers: &[P]) -> Parts {
         index: Arc::new(PrefixIndex::new(IndexLimits::default())),
         approximate: Arc::new(ApproximateIndex::new(PickLimits::default())),
         tokens: Tokens::new([], TokenLimits::default()),
-        profile: Profile::field_default(),
+        scheduler: Scheduler::field_default(),
         detector: UtilizationDetector::default(),
         metrics: Arc::new(Metrics::new()),
         clock: Clock::monotonic(),
