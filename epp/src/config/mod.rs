@@ -8,6 +8,7 @@
 pub mod flags;
 pub mod foreign_flags;
 pub mod plugins;
+pub mod producers;
 pub mod resolved;
 pub mod settings;
 pub mod values;

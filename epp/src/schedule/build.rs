@@ -47,7 +47,7 @@ pub fn build(
     let profiles = config
         .profiles
         .iter()
-        .map(|spec| plugins.profile(&config.plugins, spec, first_filters))
+        .map(|spec| plugins.profile(spec, first_filters))
         .collect::<Result<Vec<_>, _>>()?;
     let handler = plugins.handler(config, &profiles)?;
     Ok(Scheduler::new(profiles, handler))
@@ -92,7 +92,6 @@ impl Plugins {
 
     fn profile(
         &self,
-        specs: &[PluginSpec],
         spec: &ProfileSpec,
         first_filters: &[Arc<dyn Filter>],
     ) -> Result<Profile, BuildError> {
@@ -111,13 +110,8 @@ impl Plugins {
                     return Err(BuildError::TwoPickers { profile });
                 }
                 profile.picker = Arc::clone(picker);
-            } else {
-                let name = specs.get(place).map(|spec| spec.name.clone());
-                return Err(BuildError::NotOfAProfile {
-                    profile: spec.name.clone(),
-                    name: name.unwrap_or_default(),
-                });
             }
+            // The field passes over plugins of other kinds in a profile, and so do we.
         }
         Ok(profile)
     }

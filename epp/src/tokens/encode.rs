@@ -19,6 +19,7 @@ use serde_json::Value;
 use super::TokensStats;
 use super::cache::{Piece, PieceCache};
 use super::pool::{Pool, PoolError};
+use super::render::RenderClient;
 use super::stats::Counters;
 
 /// What an object or an array of a conversation costs to render, in bytes of text that cost as much.
@@ -64,6 +65,10 @@ pub enum Unavailable {
     Busy,
     #[error("tokenization took too long")]
     Deadline,
+    #[error("the remote tokenizer failed: {0}")]
+    Remote(String),
+    #[error("the remote tokenizer failed before and is left alone for a while")]
+    RemoteDown,
     /// The encoder refused the prompt. The worker will refuse it, too, and in its own words; epp
     /// does not answer for it.
     #[error("{0}")]
@@ -77,6 +82,8 @@ impl Unavailable {
             Self::NoTokenizer => "no_tokenizer",
             Self::Busy => "busy",
             Self::Deadline => "deadline",
+            Self::Remote(_) => "remote_failed",
+            Self::RemoteDown => "remote_down",
             Self::Failed(_) => "failed",
         }
     }
@@ -105,6 +112,8 @@ pub struct Tokens {
     by_model: HashMap<String, usize>,
     shared: Arc<Shared>,
     pool: Pool,
+    /// Asked for models without an encoder of their own.
+    remote: Option<Arc<RenderClient>>,
 }
 
 /// What the pool's works hold on to.
@@ -136,7 +145,15 @@ impl Tokens {
                 counters: Counters::default(),
             }),
             pool: Pool::new(limits.running_max, limits.waiting_max, limits.deadline),
+            remote: None,
         }
+    }
+
+    /// Asks a remote tokenizer about models that have no encoder here.
+    #[must_use]
+    pub fn with_remote(mut self, remote: Option<Arc<RenderClient>>) -> Self {
+        self.remote = remote;
+        self
     }
 
     /// The token ids of a prompt, as the model's worker will see them.
@@ -145,9 +162,10 @@ impl Tokens {
             // Ids need no encoder, and whether the model knows them is for its worker to say.
             return Ok(Arc::from(tokens.as_slice()));
         }
-        let outcome = match self.place(model) {
-            Some(place) => self.encode_by(place, prompt).await,
-            None => Err(Unavailable::NoTokenizer),
+        let outcome = match (self.place(model), &self.remote) {
+            (Some(place), _) => self.encode_by(place, prompt).await,
+            (None, Some(remote)) => remote.encode(model, prompt, self.limits.deadline).await,
+            (None, None) => Err(Unavailable::NoTokenizer),
         };
         self.shared.counters.count_outcome(&outcome);
         outcome
@@ -155,7 +173,7 @@ impl Tokens {
 
     /// Whether prompts of this model can be encoded at all.
     pub fn knows(&self, model: &str) -> bool {
-        self.place(model).is_some()
+        self.place(model).is_some() || self.remote.is_some()
     }
 
     /// The counts as they are.

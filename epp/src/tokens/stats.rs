@@ -47,6 +47,8 @@ impl Counters {
             Err(Unavailable::Busy) => &self.busy,
             Err(Unavailable::Deadline) => &self.deadline,
             Err(Unavailable::Failed(_)) => &self.failed,
+            // Counted by reason where the request goes on without ids.
+            Err(Unavailable::Remote(_) | Unavailable::RemoteDown) => return,
         };
         counter.fetch_add(1, Relaxed);
     }
