@@ -8,6 +8,7 @@
 //! Everything that grows with the fleet lives in buffers of the runtime's threads, so that a
 //! request allocates nothing proportional to it.
 
+pub mod attributes;
 mod event_indexes;
 mod explain;
 pub mod page;

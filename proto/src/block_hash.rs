@@ -42,6 +42,9 @@ use xxhash_rust::xxh3::{Xxh3Default, xxh3_64, xxh3_64_with_seed};
 /// Seed of the root key's XXH3, so that a root never equals a child by construction of its input.
 const ROOT_SEED: u64 = 0x706f_696e_7473_6d61;
 
+/// Tokens of a block in most engines.
+const COMMON_TOKENS: usize = 16;
+
 /// Bytes of a block hashed from the stack in one call: room for 64 tokens and some extras. A longer
 /// block takes the streaming form of the same hash.
 const STACK_BYTES: usize = 288;
@@ -99,6 +102,9 @@ impl RequestKey {
     /// empty for plain text.
     #[must_use]
     pub fn child(self, tokens: &[u32], extras: &[u8]) -> Self {
+        if let (Ok(tokens), true) = (<&[u32; COMMON_TOKENS]>::try_from(tokens), extras.is_empty()) {
+            return self.common_child(tokens);
+        }
         let length = CHILD_HEAD_BYTES + tokens.len() * 4 + extras.len();
         if length > STACK_BYTES {
             return self.long_child(tokens, extras);
@@ -114,6 +120,20 @@ impl RequestKey {
         }
         rest[..extras.len()].copy_from_slice(extras);
         Self(xxh3_64(&buffer[..length]))
+    }
+
+    /// The same for the engines' default block, whose length the compiler then knows: a pick of a
+    /// long prompt computes hundreds of these.
+    #[inline]
+    fn common_child(self, tokens: &[u32; COMMON_TOKENS]) -> Self {
+        let mut buffer = [0_u8; CHILD_HEAD_BYTES + COMMON_TOKENS * 4];
+        let (head, ids) = buffer.split_at_mut(CHILD_HEAD_BYTES);
+        head[..8].copy_from_slice(&self.0.to_le_bytes());
+        head[8..].copy_from_slice(&(COMMON_TOKENS as u32).to_le_bytes());
+        for (place, token) in ids.chunks_exact_mut(4).zip(tokens) {
+            place.copy_from_slice(&token.to_le_bytes());
+        }
+        Self(xxh3_64(&buffer))
     }
 
     fn long_child(self, tokens: &[u32], extras: &[u8]) -> Self {

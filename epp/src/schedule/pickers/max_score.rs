@@ -68,45 +68,75 @@ impl Picker for MaxScorePicker {
         count: usize,
         chosen: &mut SmallVec<[usize; 4]>,
     ) -> &'static str {
-        take_first(candidates, count, chosen, |left, right| {
-            let key = |place: usize| {
-                let position = candidates[place];
-                let in_flight = context.live(position).in_flight_requests;
-                (in_flight, Reverse(draw(context, position)))
-            };
-            totals[right]
-                .total_cmp(&totals[left])
-                .then_with(|| key(left).cmp(&key(right)))
-        });
-        reason(context, candidates, totals, chosen)
+        let Some(first) = first(context, candidates, totals) else {
+            return "";
+        };
+        chosen.push(first.position);
+        take_first(
+            candidates,
+            count.saturating_sub(1),
+            chosen,
+            |left, right| {
+                let key = |place: usize| key(context, candidates[place]);
+                totals[right]
+                    .total_cmp(&totals[left])
+                    .then_with(|| key(left).cmp(&key(right)))
+            },
+        );
+        match first {
+            _ if candidates.len() == 1 => "only candidate",
+            First { tied: 1, .. } => "highest score",
+            First {
+                tied_in_flight: 1, ..
+            } => "equal scores, fewest requests in flight",
+            First { .. } => "equal scores and requests in flight, drawn",
+        }
     }
 }
 
-fn reason(
-    context: &Context<'_>,
-    candidates: &[usize],
-    totals: &[f32],
-    chosen: &[usize],
-) -> &'static str {
-    if candidates.len() == 1 {
-        return "only candidate";
-    }
+/// The order among candidates of one total.
+fn key(context: &Context<'_>, position: usize) -> (u32, Reverse<u64>) {
+    let in_flight = context.live(position).in_flight_requests;
+    (in_flight, Reverse(draw(context, position)))
+}
+
+/// The first choice, and how narrow it was.
+struct First {
+    position: usize,
+    /// Candidates with the highest total.
+    tied: usize,
+    /// Of those, the ones with as few requests in flight.
+    tied_in_flight: usize,
+}
+
+/// Two passes without a draw for those who cannot win: most picks want one endpoint of many.
+fn first(context: &Context<'_>, candidates: &[usize], totals: &[f32]) -> Option<First> {
     let best = totals.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    let tied = || {
-        candidates
-            .iter()
-            .zip(totals)
-            .filter(|(_, total)| **total >= best)
-            .map(|(position, _)| context.live(*position).in_flight_requests)
-    };
-    let least = chosen
-        .first()
-        .map_or(0, |position| context.live(*position).in_flight_requests);
-    if tied().count() == 1 {
-        "highest score"
-    } else if tied().filter(|in_flight| *in_flight == least).count() == 1 {
-        "equal scores, fewest requests in flight"
-    } else {
-        "equal scores and requests in flight, drawn"
+    let mut first: Option<(First, (u32, Reverse<u64>))> = None;
+    for (position, total) in candidates.iter().zip(totals) {
+        if *total < best {
+            continue;
+        }
+        let position = *position;
+        let own = key(context, position);
+        let fresh = |tied| First {
+            position,
+            tied,
+            tied_in_flight: 1,
+        };
+        first = Some(match first {
+            None => (fresh(1), own),
+            Some((held, held_key)) if own.0 < held_key.0 => (fresh(held.tied + 1), own),
+            Some((held, held_key)) => {
+                let wins = own < held_key;
+                let next = First {
+                    position: if wins { position } else { held.position },
+                    tied: held.tied + 1,
+                    tied_in_flight: held.tied_in_flight + usize::from(own.0 == held_key.0),
+                };
+                (next, if wins { own } else { held_key })
+            }
+        });
     }
+    first.map(|(first, _)| first)
 }

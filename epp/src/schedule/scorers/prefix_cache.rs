@@ -102,6 +102,11 @@ impl Scorer for PrefixCacheScorer {
         for (at, score) in candidates.iter().zip(scores) {
             let member = context.member(*at);
             let matched = context.request.matches.tokens(member.id, member.generation);
+            if matched == 0 {
+                // Most of a large fleet holds nothing, and a division an endpoint would show.
+                *score = 0.0;
+                continue;
+            }
             let total = whole_blocks(context.request.prompt_tokens, context.live(*at).block_size);
             *score = self.value(matched, total);
         }
