@@ -8,14 +8,19 @@
 //! test and in a simulated fleet. A plugin is one file with its parameters and its tests; adding
 //! one touches that file and one line of [`registry`].
 
+pub mod by_member;
 pub mod decision;
 pub mod filters;
 pub mod pickers;
 pub mod plugin;
 pub mod profile;
+pub mod recent;
 pub mod registry;
 pub mod scorers;
+pub mod session;
+pub mod signal;
 pub mod subset;
+pub mod topology;
 
 pub use decision::{Decision, NoEndpoint, ScorerScores, pick, pick_into};
 pub use plugin::{Context, Filter, Headers, Maker, MediaItem, NoHeaders, Picker, Request, Scorer};
