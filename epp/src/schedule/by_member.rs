@@ -9,7 +9,8 @@
 //! from, so that the address of a list can never be one that was freed and handed out again.
 //! Readers take no lock; after a change the picks that come first each compute the array, and the
 //! last one's stays. The array of the list before lives until then, which is the bound: two
-//! memberships at a time.
+//! memberships at a time. A plugin serves one pool: one that two pools shared would compute anew at
+//! every turn from one to the other.
 
 use std::fmt;
 use std::sync::Arc;

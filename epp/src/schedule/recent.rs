@@ -75,18 +75,11 @@ impl<K: Copy + Eq + Hash, V> Recent<K, V> {
             newer: NONE,
             older: self.newest,
         };
-        let place = match self.free.pop() {
-            Some(place) => {
-                if let Some(old) = self.slots.get_mut(place as usize) {
-                    *old = slot;
-                }
-                place
-            }
-            None => {
-                self.slots.push(slot);
-                self.slots.len() as u32 - 1
-            }
-        };
+        let place = self.free.pop().unwrap_or(self.slots.len() as u32);
+        match self.slots.get_mut(place as usize) {
+            Some(freed) => *freed = slot,
+            None => self.slots.push(slot),
+        }
         self.link(self.newest, |slot| slot.newer = place);
         self.newest = place;
         if self.oldest == NONE {

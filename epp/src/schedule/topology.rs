@@ -99,8 +99,8 @@ fn borrowed(place: &Place) -> PlaceRef<'_> {
 
 /// The nearest level on which both have the same name. What is not known equals nothing.
 fn compare(left: &PlaceRef<'_>, right: &PlaceRef<'_>) -> Nearness {
-    let same = |(left, right): (&Option<&str>, &Option<&str>)| left.is_some() && left == right;
-    match left.iter().zip(right).position(same) {
+    let mut levels = left.iter().zip(right);
+    match levels.position(|(left, right)| left.is_some() && left == right) {
         Some(0) => Nearness::SameHost,
         Some(1) => Nearness::SameRack,
         Some(2) => Nearness::SameZone,

@@ -166,8 +166,9 @@ mod tests {
     use super::super::super::fixtures::snapshot;
     use super::super::tests::{Case, kept};
     use super::*;
+    use crate::fleet::Snapshot;
 
-    fn fleet() -> crate::fleet::Snapshot {
+    fn fleet() -> Snapshot {
         let live = |waiting, scraped_at_ms| Live {
             waiting,
             scraped_at_ms,

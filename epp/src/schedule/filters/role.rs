@@ -7,7 +7,7 @@
 
 use super::super::plugin::{Filter, Maker};
 use super::by_label::{ByLabelFilter, Parameters};
-use crate::config::plugins::{self, NoParameters, ParameterError, PluginKind, PluginType, Stage};
+use crate::config::plugins::{self, NoParameters, PluginKind, PluginType, Stage};
 
 /// The label that names a worker's stages.
 pub const ROLE_LABEL: &str = "llm-d.ai/role";
@@ -37,7 +37,7 @@ pub const ENCODE_MAKER: Maker<dyn Filter> = Maker {
     plugin: plugin(ENCODE_TYPE_NAME),
     make: |given| {
         plugins::read::<NoParameters>(given)?;
-        made(ENCODE_TYPE_NAME, ENCODE_ROLES, false)
+        Ok(made(ENCODE_TYPE_NAME, ENCODE_ROLES, false))
     },
 };
 
@@ -46,7 +46,7 @@ pub const PREFILL_MAKER: Maker<dyn Filter> = Maker {
     plugin: plugin(PREFILL_TYPE_NAME),
     make: |given| {
         plugins::read::<NoParameters>(given)?;
-        made(PREFILL_TYPE_NAME, PREFILL_ROLES, false)
+        Ok(made(PREFILL_TYPE_NAME, PREFILL_ROLES, false))
     },
 };
 
@@ -55,7 +55,7 @@ pub const DECODE_MAKER: Maker<dyn Filter> = Maker {
     plugin: plugin(DECODE_TYPE_NAME),
     make: |given| {
         plugins::read::<NoParameters>(given)?;
-        made(DECODE_TYPE_NAME, DECODE_ROLES, true)
+        Ok(made(DECODE_TYPE_NAME, DECODE_ROLES, true))
     },
 };
 
@@ -68,17 +68,13 @@ const fn plugin(name: &'static str) -> PluginType {
     }
 }
 
-fn made(
-    type_name: &'static str,
-    roles: &[&str],
-    allows_no_label: bool,
-) -> Result<Box<dyn Filter>, ParameterError> {
+fn made(type_name: &'static str, roles: &[&str], allows_no_label: bool) -> Box<dyn Filter> {
     let parameters = Parameters {
         label: ROLE_LABEL.to_owned(),
         valid_values: roles.iter().map(|role| (*role).to_owned()).collect(),
         allows_no_label,
     };
-    Ok(Box::new(ByLabelFilter::new(type_name, parameters)))
+    Box::new(ByLabelFilter::new(type_name, parameters))
 }
 
 #[cfg(test)]

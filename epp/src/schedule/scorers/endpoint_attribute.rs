@@ -187,7 +187,7 @@ mod tests {
         rounded(&scored(&MAKER, parameters, &fleet, &Matches::default(), 0))
     }
 
-    fn asking(kind: &str, normalization: Value) -> Value {
+    fn asking(kind: &str, normalization: &Value) -> Value {
         json!({
             "attributeKey": "waiting",
             "algorithm": {"type": kind, "normalization": normalization},
@@ -196,14 +196,14 @@ mod tests {
 
     #[test]
     fn the_line_runs_over_the_candidates_or_a_fixed_range() {
-        let lower = asking("linear_lower_is_better", json!({}));
+        let lower = asking("linear_lower_is_better", &json!({}));
         assert_eq!(of(&lower, &[2, 4, 6]), [1000, 500, 0, 0]);
         assert_eq!(of(&lower, &[3, 3]), [1000, 1000, 0]);
         assert_eq!(of(&lower, &[]), [0]);
-        let higher = asking("linear_higher_is_better", json!({"adaptiveRange": {}}));
+        let higher = asking("linear_higher_is_better", &json!({"adaptiveRange": {}}));
         assert_eq!(of(&higher, &[2, 4, 6]), [0, 500, 1000, 0]);
         let range = json!({"fixedRange": {"min": 0, "max": 10}});
-        let fixed = asking("linear_lower_is_better", range);
+        let fixed = asking("linear_lower_is_better", &range);
         assert_eq!(of(&fixed, &[0, 4, 20]), [1000, 600, 0, 0]);
         assert_eq!(of(&Value::Null, &[1, 2]), [0, 0, 0]);
     }
@@ -214,13 +214,13 @@ mod tests {
         let range = |min: f64, max: f64| json!({"fixedRange": {"min": min, "max": max}});
         let lower = "linear_lower_is_better";
         assert_eq!(
-            path(asking(lower, range(1.0, 1.0))),
+            path(asking(lower, &range(1.0, 1.0))),
             "algorithm.normalization.fixedRange"
         );
         let mut both = range(0.0, 1.0);
         both["adaptiveRange"] = json!({});
-        assert_eq!(path(asking(lower, both)), "algorithm.normalization");
-        assert_eq!(path(asking("log", json!({}))), "algorithm.type");
+        assert_eq!(path(asking(lower, &both)), "algorithm.normalization");
+        assert_eq!(path(asking("log", &json!({}))), "algorithm.type");
         assert_eq!(path(json!({"attributeKey": "waiting"})), "algorithm");
         assert_eq!(path(json!({"attributeKey": "load"})), "attributeKey");
         let nameless = json!({"algorithm": {"type": lower}});

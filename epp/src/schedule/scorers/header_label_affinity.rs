@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 use super::super::by_member::ByMember;
 use super::super::plugin::{Context, Maker, Scorer};
 use crate::config::plugins::{self, ParameterError, PluginKind, PluginType, Stage};
+use crate::fleet::Endpoint;
 
 /// The plugin's type name.
 pub const TYPE_NAME: &str = "header-label-affinity-scorer";
@@ -73,7 +74,7 @@ impl Scorer for HeaderLabelAffinityScorer {
             return;
         };
         let members = &context.snapshot.members;
-        let of = |member: &crate::fleet::Endpoint| {
+        let of = |member: &Endpoint| {
             let value = member.spec.labels.get(&self.label)?;
             Some(value.as_str().into())
         };

@@ -192,7 +192,7 @@ mod tests {
 
     fn pick(scorer: &dyn Scorer, endpoint: usize) {
         with(&Matches::default(), 0, |context| {
-            scorer.picked(context, &[endpoint])
+            scorer.picked(context, &[endpoint]);
         });
     }
 

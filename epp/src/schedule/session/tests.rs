@@ -149,22 +149,22 @@ fn an_unused_session_is_forgotten() {
         })
     };
     with(&fleet, &session("a"), 1_000, |context| {
-        affinity.picked(context, &[2])
+        affinity.picked(context, &[2]);
     });
     assert_eq!(found(11_000), Some(2));
     assert_eq!(found(11_001), None);
     // A use renews it; a pick elsewhere does not.
     with(&fleet, &session("a"), 11_000, |context| {
-        affinity.picked(context, &[2])
+        affinity.picked(context, &[2]);
     });
     with(&fleet, &session("a"), 20_000, |context| {
-        affinity.picked(context, &[0])
+        affinity.picked(context, &[0]);
     });
     assert_eq!(found(21_000), Some(2));
     assert_eq!(found(21_001), None);
     // After its end the session is new.
     with(&fleet, &session("a"), 30_000, |context| {
-        affinity.picked(context, &[0])
+        affinity.picked(context, &[0]);
     });
     assert_eq!(found(30_000), Some(0));
 }
@@ -194,7 +194,7 @@ fn what_is_remembered_is_bounded_and_swept() {
     assert_eq!(found(99), None);
     assert_eq!(found(100), Some(0));
     with(&fleet, &session("new"), 60_000, |context| {
-        affinity.picked(context, &[0])
+        affinity.picked(context, &[0]);
     });
     assert_eq!(remembered(&affinity), SESSIONS_MAX - SWEEP_MAX + 1);
 }
