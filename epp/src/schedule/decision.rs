@@ -20,6 +20,8 @@ pub struct Decision {
     pub(super) eligible: Vec<usize>,
     /// Headers for the worker, such as the address of the prefill endpoint.
     pub headers: SmallVec<[(&'static str, String); 2]>,
+    /// Headers for the client, such as a session token. Lower-case names and values.
+    pub response_headers: Vec<(String, String)>,
     /// The port that the request is sent to instead of the endpoint's own.
     pub port: Option<u16>,
     /// Which stages run apart.
@@ -110,6 +112,7 @@ impl Decision {
         self.primary = 0;
         self.eligible.clear();
         self.headers.clear();
+        self.response_headers.clear();
         self.port = None;
         self.stages = Stages::default();
     }

@@ -9,6 +9,7 @@
 //! one touches that file and one line of [`registry`].
 
 pub mod build;
+pub mod by_member;
 pub mod deciders;
 pub mod decision;
 pub mod filters;
@@ -16,10 +17,14 @@ pub mod handlers;
 pub mod pickers;
 pub mod plugin;
 pub mod profile;
+pub mod recent;
 pub mod registry;
 pub mod scheduler;
 pub mod scorers;
+pub mod session;
+pub mod signal;
 pub mod subset;
+pub mod topology;
 
 pub use build::{BuildError, build};
 pub use decision::{Decision, NoEndpoint, ProfileRun, ScorerScores, Stages};

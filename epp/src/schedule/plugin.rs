@@ -62,6 +62,9 @@ pub struct Request<'a> {
     pub matches: &'a Matches,
     /// The proxy's subset hint; `None` = the whole pool, an empty list = nothing is eligible.
     pub subset: Option<&'a [SubsetEntry]>,
+    /// Snapshot position of the endpoint that an earlier profile picked for this very request, for
+    /// plugins that look for a neighbour of it; `None` in the first profile.
+    pub peer: Option<usize>,
     /// Seed of every random choice made for this request.
     pub tie_seed: u64,
 }
@@ -80,6 +83,7 @@ impl<'a> Request<'a> {
             prompt_tokens: 0,
             matches,
             subset: None,
+            peer: None,
             tie_seed: 0,
         }
     }
@@ -126,8 +130,18 @@ pub trait Filter: Send + Sync + Debug {
     fn type_name(&self) -> &'static str;
     /// Removes candidates, keeping the order of the rest.
     fn filter(&self, context: &Context<'_>, candidates: &mut Vec<usize>);
-    /// The profile picked these positions, best first.
+    /// Told after a successful pick of a profile that holds this plugin. `endpoints` are snapshot
+    /// positions, best first, and not empty. What a plugin keeps from it is bounded.
     fn picked(&self, _context: &Context<'_>, _endpoints: &[usize]) {}
+    /// Adds headers for the client to the response, as lower-case names and values. `endpoints` are
+    /// those of the pick.
+    fn response_headers(
+        &self,
+        _context: &Context<'_>,
+        _endpoints: &[usize],
+        _headers: &mut Vec<(String, String)>,
+    ) {
+    }
 }
 
 /// Rates each candidate from 0, worst, to 1, best.
@@ -137,8 +151,21 @@ pub trait Scorer: Send + Sync + Debug {
     /// Writes one value per candidate, in their order. `scores` has their length; values outside 0
     /// to 1 are clamped by the caller, and what is not a number counts as 0.
     fn score(&self, context: &Context<'_>, candidates: &[usize], scores: &mut [f32]);
-    /// The profile picked these positions, best first.
+    /// The filter that this scorer is as well, for the types that the field registers as both. It
+    /// runs after the profile's own filters and before the scorers.
+    fn as_filter(&self) -> Option<&dyn Filter> {
+        None
+    }
+    /// As [`Filter::picked`].
     fn picked(&self, _context: &Context<'_>, _endpoints: &[usize]) {}
+    /// As [`Filter::response_headers`].
+    fn response_headers(
+        &self,
+        _context: &Context<'_>,
+        _endpoints: &[usize],
+        _headers: &mut Vec<(String, String)>,
+    ) {
+    }
 }
 
 /// Chooses among scored candidates.

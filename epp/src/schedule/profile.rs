@@ -91,6 +91,15 @@ impl Profile {
                 return;
             }
         }
+        for weighted in &self.scorers {
+            if let Some(filter) = weighted.scorer.as_filter() {
+                filter.filter(context, &mut run.candidates);
+                if run.candidates.is_empty() {
+                    run.reason = filter.type_name();
+                    return;
+                }
+            }
+        }
         self.score(context, run);
         run.reason = self.picker.pick(
             context,
@@ -104,6 +113,23 @@ impl Profile {
         }
         for weighted in &self.scorers {
             weighted.scorer.picked(context, &run.endpoints);
+        }
+    }
+
+    /// Adds what the plugins of this profile want the client to be told about its pick.
+    pub(super) fn response_headers(
+        &self,
+        context: &Context<'_>,
+        endpoints: &[usize],
+        headers: &mut Vec<(String, String)>,
+    ) {
+        for filter in &self.filters {
+            filter.response_headers(context, endpoints, headers);
+        }
+        for weighted in &self.scorers {
+            weighted
+                .scorer
+                .response_headers(context, endpoints, headers);
         }
     }
 

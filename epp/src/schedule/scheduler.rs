@@ -90,7 +90,19 @@ impl Scheduler {
             let (run, eligible) = decision.begin_run(index, &profile.name);
             profile.run(&context, eligible, run);
         }
-        self.handler.conclude(&context, decision)
+        self.handler.conclude(&context, decision)?;
+        self.add_response_headers(&context, decision);
+        Ok(())
+    }
+
+    fn add_response_headers(&self, context: &Context<'_>, decision: &mut Decision) {
+        let mut headers = std::mem::take(&mut decision.response_headers);
+        for run in decision.runs() {
+            if let Some(profile) = self.profiles.get(run.index) {
+                profile.response_headers(context, &run.endpoints, &mut headers);
+            }
+        }
+        decision.response_headers = headers;
     }
 }
 
