@@ -77,7 +77,7 @@ impl ResponseEnds {
         if let Some(usage) = last.whole() {
             return Some(usage);
         }
-        let first = last_member(&self.head)?;
+        let first = first_member(&self.head)?;
         Counted {
             prompt: first.prompt,
             cached: last.cached.or(first.cached),
@@ -118,6 +118,12 @@ impl Counted {
 fn last_member(bytes: &[u8]) -> Option<Counted> {
     let usage = last_under(bytes, USAGE_KEY);
     usage.or_else(|| last_under(bytes, META_INFO_KEY))
+}
+
+/// The first `usage` block of `bytes` that counts anything.
+fn first_member(bytes: &[u8]) -> Option<Counted> {
+    memmem::find_iter(bytes, USAGE_KEY)
+        .find_map(|start| parse_member(&bytes[start + USAGE_KEY.len()..]))
 }
 
 fn last_under(bytes: &[u8], key: &[u8]) -> Option<Counted> {

@@ -182,7 +182,8 @@ mod tests {
         let mut write_back = WriteBack::new("a", "b").expect("two names");
         let chunk = br#"data: {"choices":[{"delta":{"content":"hi"}}]}"#.to_vec();
         let address = chunk.as_ptr();
-        assert_eq!(write_back.push(chunk, false).as_ptr(), address);
+        let out = write_back.push(chunk, false);
+        assert_eq!(out.as_ptr(), address);
     }
 
     #[test]
