@@ -125,7 +125,10 @@ impl Decider for Pipeline {
             .process
             .read_seconds
             .record(self.parts.seconds_since(begun_us));
-        let hint = intake.subset.as_deref().filter(|_| self.parts.options.use_subset_hint);
+        let hint = intake
+            .subset
+            .as_deref()
+            .filter(|_| self.parts.options.use_subset_hint);
         Ok(InFlight {
             request_id: intake
                 .head

@@ -133,11 +133,7 @@ fn outcome(entry: &HttpAccessLogEntry, common: &AccessLogCommon) -> Outcome {
 
 /// Flags come first, because details are words that change between versions. An answer without a
 /// byte from an endpoint is the gateway's own.
-fn end_reason(
-    common: &AccessLogCommon,
-    details: Option<&str>,
-    has_first_byte: bool,
-) -> EndReason {
+fn end_reason(common: &AccessLogCommon, details: Option<&str>, has_first_byte: bool) -> EndReason {
     let none = ResponseFlags::default();
     let flags = common.response_flags.as_ref().unwrap_or(&none);
     let details = details.unwrap_or_default();

@@ -16,7 +16,8 @@ pub trait Decider: Send + Sync + 'static {
     /// Reads the request. The intake is shared and owned, so that a large body can be read on
     /// another thread; let go of the body before the pick comes back, or it is copied. The deadline
     /// of the decision runs meanwhile. Dropping the future calls the request off.
-    fn begin(&self, intake: Intake) -> impl Future<Output = Result<Self::Exchange, Refusal>> + Send;
+    fn begin(&self, intake: Intake)
+    -> impl Future<Output = Result<Self::Exchange, Refusal>> + Send;
 
     /// A request was refused before it became an exchange: it could not be read, or was too large.
     fn refused(&self, refusal: &Refusal);

@@ -33,13 +33,12 @@
 mod envoy_model;
 mod request_side;
 mod response_side;
-mod values;
 #[cfg(test)]
 mod tests;
+mod values;
 
 use std::sync::Arc;
 
-use super::head::RequestHead;
 use super::outcome::{End, EndReason, Measured, Outcome};
 use super::refusal::Refusal;
 use request_side::{RequestSide, Step};

@@ -48,7 +48,11 @@ impl EventCounter {
                 }
                 State::Matching(seen) => {
                     let expected = LINE.get(seen..).unwrap_or_default();
-                    let common = rest.iter().zip(expected).take_while(|(a, b)| a == b).count();
+                    let common = rest
+                        .iter()
+                        .zip(expected)
+                        .take_while(|(a, b)| a == b)
+                        .count();
                     rest = rest.get(common..).unwrap_or_default();
                     if common == expected.len() {
                         self.events += 1;

@@ -149,7 +149,9 @@ fn parse_member(after_key: &[u8]) -> Option<Counted> {
         .cache_read_input_tokens
         .unwrap_or(0)
         .saturating_add(member.cache_creation_input_tokens.unwrap_or(0));
-    let input = member.input_tokens.map(|input| input.saturating_add(beside));
+    let input = member
+        .input_tokens
+        .map(|input| input.saturating_add(beside));
     let counted = Counted {
         prompt: member.prompt_tokens.or(input),
         generated: member.completion_tokens.or(member.output_tokens),

@@ -102,8 +102,11 @@ impl WriteBack {
 
     fn compare(&self, bytes: &[u8]) -> Found {
         let mut at = 0;
-        for (part, blanks_before) in [(KEY, 0), (&b":"[..], BLANKS_MAX), (&self.served, BLANKS_MAX)]
-        {
+        for (part, blanks_before) in [
+            (KEY, 0),
+            (&b":"[..], BLANKS_MAX),
+            (&self.served, BLANKS_MAX),
+        ] {
             let blanks = bytes.get(at..).unwrap_or_default();
             let blanks = blanks.iter().take(blanks_before);
             at += blanks.take_while(|byte| byte.is_ascii_whitespace()).count();

@@ -6,7 +6,9 @@ use std::sync::Arc;
 
 use pointsman_proto::headers;
 
-use super::{Action, Answer, BodyAnswer, BodyMode, Destination, HeaderChange, Modes, Name, RouteChange};
+use super::{
+    Action, Answer, BodyAnswer, BodyMode, Destination, HeaderChange, Modes, Name, RouteChange,
+};
 use crate::ext_proc::head::RequestHead;
 use crate::ext_proc::refusal::Refusal;
 
@@ -231,8 +233,8 @@ impl RequestSide {
         let came = std::mem::take(&mut self.chunks);
         if self.mode == BodyMode::FullDuplex {
             // Not shared any more, unless the decider keeps the body.
-            let chunks =
-                rewritten.unwrap_or_else(|| Arc::try_unwrap(came).unwrap_or_else(|kept| (*kept).clone()));
+            let chunks = rewritten
+                .unwrap_or_else(|| Arc::try_unwrap(came).unwrap_or_else(|kept| (*kept).clone()));
             forward(chunks, self.ended_with_body, &mut change, actions);
         } else {
             let mut replacement = rewritten.map(|chunks| chunks.concat());
