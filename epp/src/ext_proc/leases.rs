@@ -215,3 +215,87 @@ fn lose<X: Exchange>(exchanges: Vec<X>) {
 fn count(counter: &AtomicU64) {
     counter.fetch_add(1, Relaxed);
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ext_proc::{Destination, Refusal};
+
+    /// Notes how it finished.
+    #[derive(Debug)]
+    struct Noting(Arc<Mutex<Vec<End>>>);
+
+    impl Exchange for Noting {
+        async fn pick(&mut self) -> Result<Destination, Refusal> {
+            Ok(Destination::default())
+        }
+
+        fn first_byte(&mut self) {}
+
+        fn finish(self, outcome: &Outcome) {
+            self.0.lock().push(outcome.end.clone());
+        }
+    }
+
+    fn leases(entries: usize) -> (Arc<Leases<Noting>>, Arc<Mutex<Vec<End>>>) {
+        let limits = LeaseLimits {
+            length_ms: 100,
+            entries,
+        };
+        (
+            Leases::new(1, limits, Clock::manual().0),
+            Arc::new(Mutex::new(Vec::new())),
+        )
+    }
+
+    fn ended(token: LeaseToken) -> Result<Report, Malformed> {
+        Ok(Report::Ended(token, Outcome::new(End::Completed)))
+    }
+
+    #[test]
+    fn entry_that_overtakes_the_parking_ends_the_exchange_as_it_parks() {
+        let (leases, ends) = leases(10);
+        let lease = leases.open();
+        leases.report(ended(lease.token()));
+        assert_eq!(*ends.lock(), []);
+        lease.park(Noting(Arc::clone(&ends)));
+        assert_eq!(*ends.lock(), [End::Completed]);
+        assert_eq!(leases.counters().ended.load(Relaxed), 1);
+    }
+
+    #[test]
+    fn dropped_lease_is_closed() {
+        let (leases, _) = leases(10);
+        let token = leases.open().token();
+        leases.report(ended(token));
+        assert_eq!(leases.counters().late.load(Relaxed), 1);
+    }
+
+    #[test]
+    fn full_table_gives_the_oldest_up_as_expired() {
+        let (leases, ends) = leases(1);
+        for _ in 0..2 {
+            leases.open().park(Noting(Arc::clone(&ends)));
+        }
+        assert_eq!(*ends.lock(), [End::Expired]);
+        assert_eq!(leases.counters().given_up.load(Relaxed), 1);
+        assert_eq!(leases.parked(), 1);
+    }
+
+    #[tokio::test]
+    async fn emptied_comes_back_with_the_last_release() {
+        let (leases, ends) = leases(10);
+        leases.emptied().await;
+        let lease = leases.open();
+        let token = lease.token();
+        lease.park(Noting(ends));
+        let waits = tokio::spawn({
+            let leases = Arc::clone(&leases);
+            async move { leases.emptied().await }
+        });
+        tokio::task::yield_now().await;
+        assert!(!waits.is_finished());
+        leases.report(ended(token));
+        waits.await.expect("emptied");
+    }
+}

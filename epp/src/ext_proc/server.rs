@@ -11,6 +11,8 @@
 //! went well.
 
 mod task;
+#[cfg(test)]
+mod tests;
 
 use std::fmt;
 use std::sync::Arc;

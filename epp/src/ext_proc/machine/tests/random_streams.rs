@@ -228,6 +228,10 @@ fn run(plan: &Plan) {
     }));
     assert_eq!(bench.envoy.destination.as_deref(), Some(ENDPOINT));
     for event in events {
+        // Without a body mode the trailers may come after the close, and Envoy then sends none.
+        if bench.actions.last() == Some(&Action::Close) {
+            break;
+        }
         bench.on(event);
     }
     assert!(
