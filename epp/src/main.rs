@@ -9,8 +9,9 @@ use clap::{CommandFactory, Parser};
 use pointsman_epp::clock::{self, Clock};
 use pointsman_epp::config::{EndpointSource, Flags, LogFormat, LogLevel, Settings, TlsMode};
 use pointsman_epp::ext_proc::health::Health;
+use pointsman_epp::ext_proc::held::DEFAULT_HELD_BYTES;
 use pointsman_epp::ext_proc::listen::{self, PortLimits};
-use pointsman_epp::ext_proc::{Processor, StreamLimits, tls};
+use pointsman_epp::ext_proc::{LeaseLimits, Leases, Processor, StreamLimits, Watch, server, tls};
 use pointsman_epp::fleet::discovery::file::FileWatch;
 use pointsman_epp::fleet::discovery::static_list::parse_endpoint;
 use pointsman_epp::fleet::kv_events::KvEvents;
@@ -147,14 +148,8 @@ async fn serve_ports(
     let drain = CancellationToken::new();
     let stop = CancellationToken::new();
     let metrics = Arc::clone(&pipeline.parts().metrics);
-    let processor = Processor::new(
-        Arc::new(pipeline),
-        StreamLimits {
-            max_request_body_bytes: settings.max_request_body_bytes,
-            decision_timeout: settings.decision_timeout,
-        },
-        metrics.process.streams_in_flight.clone(),
-    );
+    let processor = processor(settings, pipeline);
+    tokio::spawn(Arc::clone(processor.leases()).keep_expiring());
     let certificate = match &settings.tls {
         TlsMode::ClearText => None,
         TlsMode::SelfSigned => Some(tls::server_config(None)?),
@@ -205,6 +200,25 @@ async fn serve_ports(
     }
     warn!(drain_timeout = ?settings.drain_timeout, "streams were still open after the drain");
     Ok(())
+}
+
+/// The ext_proc service, which watches responses as the gateway shows them.
+fn processor(settings: &Settings, pipeline: Pipeline) -> Processor<Pipeline> {
+    let clock = pipeline.parts().clock.clone();
+    let boot = rand::random();
+    Processor::new(server::Parts {
+        limits: StreamLimits {
+            max_request_body_bytes: settings.max_request_body_bytes,
+            max_held_bytes: DEFAULT_HELD_BYTES,
+            decision_timeout: settings.decision_timeout,
+        },
+        watch: Watch::Auto,
+        leases: Leases::new(boot, LeaseLimits::default(), clock.clone()),
+        clock,
+        streams_in_flight: pipeline.parts().metrics.process.streams_in_flight.clone(),
+        stream_ended: None,
+        decider: Arc::new(pipeline),
+    })
 }
 
 async fn bind(

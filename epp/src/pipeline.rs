@@ -113,9 +113,9 @@ impl Pipeline {
 impl Decider for Pipeline {
     type Exchange = InFlight;
 
-    fn begin(&self, intake: Intake<'_>) -> Result<InFlight, Refusal> {
+    async fn begin(&self, intake: Intake) -> Result<InFlight, Refusal> {
         let begun_us = self.parts.clock.now_us();
-        let body = joined(intake.body);
+        let body = joined(&intake.body);
         let request =
             read(&intake, &body).map_err(|error| Refusal::bad_request(error.to_string()))?;
         let metrics = &self.parts.metrics;
@@ -126,7 +126,10 @@ impl Decider for Pipeline {
             .process
             .read_seconds
             .record(self.parts.seconds_since(begun_us));
-        let hint = intake.subset.filter(|_| self.parts.options.use_subset_hint);
+        let hint = intake
+            .subset
+            .as_deref()
+            .filter(|_| self.parts.options.use_subset_hint);
         Ok(InFlight {
             request_id: intake
                 .head
@@ -206,7 +209,7 @@ impl Exchange for InFlight {
                 .count_error(&self.model, refusal.code.name()),
             End::Aborted => self.model.aborted_total.increment(1),
             End::Completed => self.count_response(outcome),
-            End::Unseen => {}
+            End::Unseen | End::Expired => {}
         }
         if let Some(picked) = &self.picked {
             let is_served_here = !self.is_served_elsewhere(outcome);
@@ -430,7 +433,7 @@ fn joined(chunks: &[Vec<u8>]) -> Cow<'_, [u8]> {
 
 /// A request whose body is not shown (a GET, or a gateway that sends headers only) is picked
 /// without being understood.
-fn read(intake: &Intake<'_>, body: &[u8]) -> Result<InferenceRequest, ParseError> {
+fn read(intake: &Intake, body: &[u8]) -> Result<InferenceRequest, ParseError> {
     if intake.body.is_empty() {
         return Ok(InferenceRequest::passthrough());
     }
@@ -467,6 +470,7 @@ fn destination(decision: &Decision, snapshot: &Snapshot, emit_scores: bool) -> D
     Destination {
         endpoints,
         scores: scores.collect(),
+        ..Destination::default()
     }
 }
 
@@ -476,6 +480,7 @@ fn end_name(end: &End) -> &'static str {
         End::Refused(_) => "refused",
         End::Aborted => "aborted",
         End::Unseen => "unseen",
+        End::Expired => "expired",
     }
 }
 

@@ -103,13 +103,13 @@ impl Pool {
             "/v1/completions"
         };
         let head = RequestHead::from([(":method", "POST"), (":path", path)]);
-        let subset = only.map(|only| vec![only.to_owned()]);
         let intake = Intake {
-            head: &head,
-            body: &[body.to_string().into_bytes()],
-            subset: subset.as_deref(),
+            head: Arc::new(head),
+            body: Arc::new(vec![body.to_string().into_bytes()]),
+            subset: only.map(|only| Arc::from([only.to_owned()])),
+            ..Intake::default()
         };
-        let mut exchange = self.pipeline.begin(intake).unwrap();
+        let mut exchange = self.pipeline.begin(intake).await.unwrap();
         let destination = exchange.pick().await.unwrap();
         (exchange, destination.endpoints)
     }
@@ -136,11 +136,10 @@ impl Pool {
 
 fn outcome(end: End, status: Option<u16>, usage: Option<TokenUsage>) -> Outcome {
     Outcome {
-        end,
         status,
-        served: None,
         response_bytes: if status.is_some() { 100 } else { 0 },
         usage,
+        ..Outcome::new(end)
     }
 }
 

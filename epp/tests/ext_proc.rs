@@ -523,7 +523,7 @@ impl Drop for CountsDrop {
 impl Decider for Stuck {
     type Exchange = Self;
 
-    fn begin(&self, _: Intake<'_>) -> Result<Self, Refusal> {
+    async fn begin(&self, _: Intake) -> Result<Self, Refusal> {
         Ok(self.clone())
     }
 

@@ -24,6 +24,25 @@ pub const METADATA_NAMESPACE: &str = "envoy.lb";
 /// Metadata namespace of the subset hint.
 pub const SUBSET_METADATA_NAMESPACE: &str = "envoy.lb.subset_hint";
 
+// Our own metadata: what the gateway hands on to its access log and to its rate limits.
+
+/// Metadata namespace of the picker: the lease of a request that runs without a stream.
+pub const PICKER_METADATA_NAMESPACE: &str = "dev.pointsman.epp";
+/// Key of [`PICKER_METADATA_NAMESPACE`]: the lease token, as text.
+pub const LEASE_TOKEN: &str = "token";
+/// Key of [`PICKER_METADATA_NAMESPACE`]: the endpoint that was picked first.
+pub const PICKED_ENDPOINT: &str = "picked";
+/// Metadata namespace of token counts. The picker writes `input_tokens`, `output_tokens`,
+/// `total_tokens` and `cached_tokens` with the last answer of a response that it sees; the
+/// gateway's `sse_to_metadata` filter writes `prompt_tokens`, `completion_tokens` and
+/// `cached_tokens` where the picker sees none.
+pub const USAGE_METADATA_NAMESPACE: &str = "dev.pointsman.usage";
+/// Namespace of the typed metadata (`envoy.data.ai.v3.TokenUsage`) of Envoy's own token counter.
+pub const AI_TOKEN_USAGE_NAMESPACE: &str = "envoy.ai.token_usage";
+/// gRPC metadata of the ext_proc call: the pool that the gateway asks for, where one picker serves
+/// several.
+pub const POOL: &str = "x-pointsman-pool";
+
 // What a client, or an operator's filter before us, tells the picker.
 
 /// The tenant a request is queued under.
@@ -98,6 +117,8 @@ pub const REQUEST_DROPPED_REASON: &str = "x-llm-d-request-dropped-reason";
 pub const WENT_INTO_RESPONSE_HEADERS: &str = "x-went-into-resp-headers";
 /// The endpoint that served, for conformance tests.
 pub const CONFORMANCE_SERVED_ENDPOINT: &str = "x-conformance-test-served-endpoint";
+/// Why the picker chose this endpoint, for people who look.
+pub const DECISION: &str = "x-pointsman-decision";
 /// The worker's load in ORCA's format.
 pub const ENDPOINT_LOAD_METRICS: &str = "endpoint-load-metrics";
 

@@ -5,15 +5,19 @@
 
 use std::future::Future;
 
-use super::machine::{Destination, Intake, Outcome};
+use super::machine::{Destination, Intake};
+use super::outcome::{Outcome, Progress};
 use super::refusal::Refusal;
 
 /// Turns what came over the stream into an exchange.
 pub trait Decider: Send + Sync + 'static {
     type Exchange: Exchange;
 
-    /// Reads the request. Runs on the stream's task, so it computes and does not wait.
-    fn begin(&self, intake: Intake<'_>) -> Result<Self::Exchange, Refusal>;
+    /// Reads the request. The intake is shared and owned, so that a large body can be read on
+    /// another thread; let go of the body before the pick comes back, or it is copied. The deadline
+    /// of the decision runs meanwhile. Dropping the future calls the request off.
+    fn begin(&self, intake: Intake)
+    -> impl Future<Output = Result<Self::Exchange, Refusal>> + Send;
 
     /// A request was refused before it became an exchange: it could not be read, or was too large.
     fn refused(&self, refusal: &Refusal);
@@ -25,8 +29,18 @@ pub trait Exchange: Send + 'static {
     /// Picks. Called once. Dropping the future calls the pick off and leaves nothing taken.
     fn pick(&mut self) -> impl Future<Output = Result<Destination, Refusal>> + Send;
 
-    /// The first byte of the response body went by.
+    /// Comes back when the exchange is to be taken off its endpoint, with the answer for its
+    /// client. Waited for from the pick until the response begins, and dropped and called again on
+    /// the way; an exchange without a stream cannot be interrupted.
+    fn interrupted(&mut self) -> impl Future<Output = Refusal> + Send {
+        std::future::pending()
+    }
+
+    /// The first byte of the response body went by. Stream mode only.
     fn first_byte(&mut self);
+
+    /// The exchange runs without its stream and its gateway sent news of it. Must not wait.
+    fn progress(&mut self, _progress: &Progress) {}
 
     /// The exchange is over. Called once, also for an exchange that was refused or cut.
     fn finish(self, outcome: &Outcome);

@@ -1,4 +1,5 @@
-//! The gRPC listeners: the ext_proc port, and the health port beside it.
+//! The gRPC listeners: the ext_proc port, which also takes the gateway's access log, and the health
+//! port beside it.
 //!
 //! HTTP/2 is set up for one peer that multiplexes thousands of short streams: wide windows, so that
 //! large bodies do not wait for window updates; many concurrent streams, because each request in
@@ -8,11 +9,15 @@
 use std::future::Future;
 use std::net::SocketAddr;
 
+use envoy_types::pb::envoy::service::accesslog::v3::access_log_service_server::AccessLogServiceServer;
 use envoy_types::pb::envoy::service::ext_proc::v3::external_processor_server::ExternalProcessorServer;
 use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
 use tonic::transport::server::TcpIncoming;
 use tonic::transport::{Server, ServerTlsConfig};
 
+use super::access_log::service::{AccessLogs, MESSAGE_BYTES_MAX};
+use super::authority::WithAuthority;
 use super::decider::Decider;
 use super::health::Health;
 use super::server::Processor;
@@ -44,7 +49,8 @@ pub async fn bind(address: SocketAddr) -> std::io::Result<(TcpListener, SocketAd
     Ok((listener, address))
 }
 
-/// Serves ext_proc and health until `shutdown`, and then until the last stream has ended.
+/// Serves ext_proc, the access log and health until `shutdown`, and then until the last stream has
+/// ended and the last exchange without a stream was reported or has run out of time.
 pub async fn serve_ext_proc<D: Decider>(
     listener: TcpListener,
     tls: Option<ServerTlsConfig>,
@@ -53,7 +59,14 @@ pub async fn serve_ext_proc<D: Decider>(
     health: &Health,
     shutdown: impl Future<Output = ()>,
 ) -> Result<(), tonic::transport::Error> {
-    let service = ExternalProcessorServer::new(processor)
+    let no_more_entries = CancellationToken::new();
+    let access_logs = AccessLogs::new(
+        std::sync::Arc::clone(processor.leases()),
+        no_more_entries.clone(),
+    );
+    let access_logs =
+        AccessLogServiceServer::new(access_logs).max_decoding_message_size(MESSAGE_BYTES_MAX);
+    let service = ExternalProcessorServer::new(processor.clone())
         .max_decoding_message_size(limits.receive_message_bytes)
         .max_encoding_message_size(limits.send_message_bytes);
     let mut server = Server::builder()
@@ -64,11 +77,30 @@ pub async fn serve_ext_proc<D: Decider>(
     if let Some(tls) = tls {
         server = server.tls_config(tls)?;
     }
-    server
-        .add_service(service)
+    let draining = CancellationToken::new();
+    let shutdown = async {
+        shutdown.await;
+        draining.cancel();
+    };
+    let served = server
+        .add_service(WithAuthority(service))
+        .add_service(access_logs)
         .add_service(health.service())
-        .serve_with_incoming_shutdown(incoming(listener), shutdown)
-        .await
+        .serve_with_incoming_shutdown(incoming(listener), shutdown);
+    // The streams of the access log have no end of their own, and until the last exchange is
+    // reported they are needed.
+    let drained = async {
+        draining.cancelled().await;
+        processor.idle().await;
+        processor.leases().emptied().await;
+        no_more_entries.cancel();
+    };
+    let mut served = std::pin::pin!(served);
+    tokio::select! {
+        ended = &mut served => return ended,
+        () = drained => {}
+    }
+    served.await
 }
 
 /// Serves health alone, in clear text as kubelets expect it.

@@ -7,13 +7,15 @@
 //! What the machine guarantees, whatever arrives:
 //! - Per direction the answers go out as headers, then body, then trailers, each at most once and
 //!   only when Envoy waits for it: Envoy fails the request on anything else (`spurious_message`).
-//! - In full duplex nothing of the request is answered before the pick, and the body goes on byte
-//!   for byte with the end mark on its last chunk.
+//! - In full duplex nothing of the request is answered before the pick. The body goes on byte for
+//!   byte, or wholly replaced by [`Destination::rewritten_body`], with the end mark on its last
+//!   chunk.
 //! - What arrives after the end of a direction counts for nothing, so a duplicate end mark (envoy
 //!   #46237) is harmless.
-//! - Exactly one [`Action::Finished`] per stream. A request is complete when the end of its
-//!   response was seen; how the gRPC stream itself ends says nothing (Envoy resets the stream of a
-//!   request that went well, and half-closes the stream of a client that went away).
+//! - Exactly one of [`Action::Finished`] and [`Action::Park`] per stream, and nothing after
+//!   [`Action::Close`]. A request is complete when the end of its response was seen; how the gRPC
+//!   stream itself ends says nothing (Envoy resets the stream of a request that went well, and
+//!   half-closes the stream of a client that went away).
 //!
 //! | body mode | request | response |
 //! |---|---|---|
@@ -21,7 +23,11 @@
 //! | `BUFFERED` | headers answered at once, picked on the body, route set in the body answer | continued |
 //! | `STREAMED`, `NONE` | picked on the headers alone: Envoy chooses the host before the body is there | continued |
 //!
-//! It does not change bodies and never sends `mode_override`, which full duplex ignores.
+//! In access-log mode ([`Watch`]) the machine parks the exchange and closes with the last answer of
+//! the request, the one moment at which a close harms nothing: the response then flows past the
+//! picker. Response headers cannot be set and model names not be written back there.
+//!
+//! It never sends `mode_override`, which full duplex ignores.
 
 #[cfg(test)]
 mod envoy_model;
@@ -29,181 +35,38 @@ mod request_side;
 mod response_side;
 #[cfg(test)]
 mod tests;
+mod values;
 
-use super::head::RequestHead;
+use std::sync::Arc;
+
+use super::outcome::{End, EndReason, Measured, Outcome};
 use super::refusal::Refusal;
-use super::usage::TokenUsage;
 use request_side::{RequestSide, Step};
 use response_side::ResponseSide;
-
-/// How Envoy shows the body of one direction; it says so in `protocol_config` of the first message.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum BodyMode {
-    None,
-    Streamed,
-    Buffered,
-    FullDuplex,
-}
-
-/// The modes of both directions.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Modes {
-    pub request: BodyMode,
-    pub response: BodyMode,
-}
-
-impl Modes {
-    /// What the Endpoint Picker Protocol asks of a gateway, and what one that names no modes is
-    /// taken to use.
-    pub const PROTOCOL: Self = Self {
-        request: BodyMode::FullDuplex,
-        response: BodyMode::FullDuplex,
-    };
-}
-
-/// Something that happened on the stream or to the decision.
-#[derive(Clone, Debug)]
-pub enum Event {
-    RequestHeaders {
-        head: RequestHead,
-        end_of_stream: bool,
-    },
-    RequestBody {
-        bytes: Vec<u8>,
-        end_of_stream: bool,
-    },
-    RequestTrailers,
-    /// The decision asked for by [`Action::Decide`] is there.
-    Picked(Destination),
-    /// The decision asked for by [`Action::Decide`] is that no endpoint gets the request.
-    Refused(Refusal),
-    /// The decision asked for by [`Action::Decide`] took too long.
-    DecisionTimedOut,
-    ResponseHeaders {
-        status: Option<u16>,
-        end_of_stream: bool,
-    },
-    ResponseBody {
-        bytes: Vec<u8>,
-        end_of_stream: bool,
-    },
-    ResponseTrailers,
-    /// The gRPC stream is over, for whatever reason.
-    StreamEnded,
-}
-
-/// What rides along with messages in `metadata_context`.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Context {
-    /// The endpoint that served the response, where the gateway reports it.
-    pub served: Option<String>,
-    /// The entries of the subset hint; present but empty means that no endpoint is eligible.
-    pub subset: Option<Vec<String>>,
-}
-
-/// Where the request goes.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct Destination {
-    /// `ip:port`, or an ordered list `ip:port,ip:port,...`.
-    pub endpoints: String,
-    /// Score by `ip:port` of every scored candidate; empty unless scores are to be emitted.
-    pub scores: Vec<(String, f64)>,
-}
-
-/// What the shell does for the machine, in the order given.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Action {
-    Answer(Answer),
-    /// Start to decide on [`Machine::intake`]; its end comes back as an event.
-    Decide,
-    /// The decision under way is of no use any more.
-    CancelDecision,
-    /// The first byte of the response body went by.
-    FirstByte,
-    /// The exchange is over as far as accounting goes; sent once.
-    Finished(Outcome),
-    /// Close the stream: nothing more will be answered.
-    Close,
-}
-
-/// One message to Envoy.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Answer {
-    RequestHeaders(RouteChange),
-    RequestBody(BodyAnswer, RouteChange),
-    RequestTrailers(RouteChange),
-    ResponseHeaders,
-    ResponseBody(BodyAnswer),
-    ResponseTrailers,
-    Immediate(Refusal),
-}
-
-/// How a body message is answered.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum BodyAnswer {
-    /// Leave the body as it is: the only legal answer in `BUFFERED` and `STREAMED`.
-    Continue,
-    /// Send these bytes on: the only legal answer in `FULL_DUPLEX_STREAMED`.
-    Chunk { bytes: Vec<u8>, end_of_stream: bool },
-}
-
-/// What an answer changes about the route. The default changes nothing.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct RouteChange {
-    pub destination: Option<Destination>,
-    /// Client copies of routing headers that must not reach an endpoint.
-    pub remove: Vec<&'static str>,
-}
-
-/// How an exchange went.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Outcome {
-    pub end: End,
-    /// The response status, where a response was seen.
-    pub status: Option<u16>,
-    pub served: Option<String>,
-    pub usage: Option<TokenUsage>,
-    /// Bytes of the response body that went by.
-    pub response_bytes: u64,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum End {
-    /// The end of the response was seen.
-    Completed,
-    /// The picker answered in place of an endpoint.
-    Refused(Refusal),
-    /// The stream ended first: the client went away, or the response was cut.
-    Aborted,
-    /// The request was routed and the gateway is not configured to show the response.
-    Unseen,
-}
-
-/// What a decision may look at.
-#[derive(Clone, Copy, Debug)]
-pub struct Intake<'a> {
-    pub head: &'a RequestHead,
-    /// The body in the pieces it came in; empty where the pick does not wait for a body.
-    pub body: &'a [Vec<u8>],
-    pub subset: Option<&'a [String]>,
-}
+pub use values::{
+    Action, Answer, BodyAnswer, BodyMode, Context, Destination, Event, HeaderChange, Intake, Modes,
+    Name, RouteChange, Watch,
+};
 
 /// The state of one stream.
 #[derive(Debug)]
 pub struct Machine {
     request: RequestSide,
     response: ResponseSide,
+    watch: Watch,
     context: Context,
+    /// Finished or parked.
     finished: bool,
     closed: bool,
 }
 
 impl Machine {
     /// A machine that holds at most `max_body_bytes` of a request.
-    pub fn new(max_body_bytes: usize) -> Self {
+    pub fn new(max_body_bytes: usize, watch: Watch) -> Self {
         Self {
             request: RequestSide::new(max_body_bytes),
             response: ResponseSide::default(),
+            watch,
             context: Context::default(),
             finished: false,
             closed: false,
@@ -231,17 +94,39 @@ impl Machine {
     }
 
     /// The request as far as it is here. Complete from [`Action::Decide`] until the decision comes
-    /// back.
-    pub fn intake(&self) -> Intake<'_> {
+    /// back. The body is shared, not copied; whoever still holds it when the pick comes back makes
+    /// the machine copy it.
+    pub fn intake(&self) -> Intake {
         Intake {
-            head: self.request.head(),
-            body: self.request.chunks(),
-            subset: self.context.subset.as_deref(),
+            head: Arc::clone(self.request.head()),
+            body: Arc::clone(self.request.chunks()),
+            subset: self.context.subset.clone(),
+            ..Intake::default()
         }
     }
 
-    /// Advances by one event and appends what is to be done about it.
-    pub fn on_event(&mut self, event: Event, actions: &mut Vec<Action>) {
+    /// Whether the next bytes of the request's body would be held.
+    pub fn holds_body(&self) -> bool {
+        !self.closed && self.request.holds_body()
+    }
+
+    /// Whether the exchange is to be parked when its request is answered.
+    pub fn will_park(&self) -> bool {
+        match self.watch {
+            Watch::Auto => self.response.mode == BodyMode::None,
+            Watch::AccessLog => true,
+            Watch::Stream => false,
+        }
+    }
+
+    /// Whether a refusal can still take the place of the response.
+    pub fn can_interrupt(&self) -> bool {
+        !self.closed && self.request.is_routed() && self.response.is_untouched()
+    }
+
+    /// Advances by one event and appends what is to be done about it. `now_us` is the time of the
+    /// event on any one line; only response bodies look at it.
+    pub fn on_event(&mut self, event: Event, now_us: u64, actions: &mut Vec<Action>) {
         if self.closed {
             return;
         }
@@ -264,7 +149,11 @@ impl Machine {
                 let step = self.request.on_trailers(actions);
                 self.follow(step, actions);
             }
-            Event::Picked(destination) => self.request.on_picked(destination, actions),
+            Event::NoMemory if self.request.holds_body() => {
+                self.refuse(Refusal::no_memory(), actions);
+            }
+            Event::NoMemory => {}
+            Event::Picked(destination) => self.on_picked(destination, actions),
             Event::Refused(refusal) if self.request.is_deciding() => self.refuse(refusal, actions),
             Event::DecisionTimedOut if self.request.is_deciding() => {
                 actions.push(Action::CancelDecision);
@@ -272,29 +161,63 @@ impl Machine {
             }
             // The decision was called off before it came back.
             Event::Refused(_) | Event::DecisionTimedOut => {}
+            Event::Interrupted(refusal) if self.can_interrupt() => self.refuse(refusal, actions),
+            Event::Interrupted(_) => {}
+            Event::ResponseHeaders { .. }
+            | Event::ResponseBody { .. }
+            | Event::ResponseTrailers => {
+                self.on_response(event, now_us, actions);
+            }
+            Event::StreamEnded => self.on_stream_ended(actions),
+        }
+        self.park_if_answered(actions);
+    }
+
+    fn on_response(&mut self, event: Event, now_us: u64, actions: &mut Vec<Action>) {
+        self.abandon_request(actions);
+        let served = self.context.served.as_deref();
+        match event {
             Event::ResponseHeaders {
                 status,
+                has_content_length,
                 end_of_stream,
             } => {
-                self.abandon_request(actions);
-                self.response.on_headers(status, end_of_stream, actions);
-                self.finish_if_response_ended(actions);
+                let shown = (status, has_content_length, end_of_stream);
+                self.response.on_headers(shown, served, actions);
             }
             Event::ResponseBody {
                 bytes,
                 end_of_stream,
-            } => {
-                self.abandon_request(actions);
-                self.response.on_body(bytes, end_of_stream, actions);
-                self.finish_if_response_ended(actions);
-            }
-            Event::ResponseTrailers => {
-                self.abandon_request(actions);
-                self.response.on_trailers(actions);
-                self.finish_if_response_ended(actions);
-            }
-            Event::StreamEnded => self.on_stream_ended(actions),
+            } => self.response.on_body(bytes, end_of_stream, now_us, actions),
+            _ => self.response.on_trailers(actions),
         }
+        if self.response.has_ended() {
+            self.finish(End::Completed, actions);
+        }
+    }
+
+    fn on_picked(&mut self, mut destination: Destination, actions: &mut Vec<Action>) {
+        if !self.request.is_deciding() {
+            return;
+        }
+        self.response.expect(
+            std::mem::take(&mut destination.response_headers),
+            destination.echo_served,
+            destination.model_write_back.take(),
+        );
+        self.request.on_picked(destination, actions);
+    }
+
+    /// In access-log mode the last answer of the request is the last of the stream.
+    fn park_if_answered(&mut self, actions: &mut Vec<Action>) {
+        let parks = self.will_park() && self.response.is_untouched();
+        if self.closed || self.finished || !parks || !self.request.is_answered() {
+            return;
+        }
+        self.finished = true;
+        self.closed = true;
+        actions.push(Action::Park);
+        actions.push(Action::Close);
     }
 
     fn follow(&mut self, step: Step, actions: &mut Vec<Action>) {
@@ -324,12 +247,6 @@ impl Machine {
         }
     }
 
-    fn finish_if_response_ended(&mut self, actions: &mut Vec<Action>) {
-        if self.response.has_ended() {
-            self.finish(End::Completed, actions);
-        }
-    }
-
     fn on_stream_ended(&mut self, actions: &mut Vec<Action>) {
         if self.request.is_deciding() {
             actions.push(Action::CancelDecision);
@@ -351,12 +268,23 @@ impl Machine {
             return;
         }
         self.finished = true;
-        actions.push(Action::Finished(Outcome {
-            end,
+        let was_routed = self.request.is_routed();
+        let outcome = Outcome {
             status: self.response.status(),
             served: self.context.served.take(),
             usage: self.response.usage(),
             response_bytes: self.response.body_bytes(),
-        }));
+            measured: Measured::default(),
+            seen: self.response.seen(),
+            ..Outcome::new(end)
+        };
+        // A response to a request that was never routed is the gateway's own.
+        let is_local = outcome.end == End::Completed && !was_routed;
+        let reason = if is_local {
+            EndReason::LocalReply
+        } else {
+            outcome.reason
+        };
+        actions.push(Action::Finished(Outcome { reason, ..outcome }));
     }
 }

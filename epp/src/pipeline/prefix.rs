@@ -129,7 +129,7 @@ impl Parts {
             End::Refused(_) => self.approximate.failed(belief),
             // The client went away before its answer began: the worker may have dropped it unread.
             End::Aborted if outcome.response_bytes == 0 => self.approximate.failed(belief),
-            End::Aborted | End::Completed | End::Unseen => {
+            End::Aborted | End::Completed | End::Unseen | End::Expired => {
                 self.approximate.started(belief, self.clock.now_ms());
                 self.learn(expectation, outcome);
             }

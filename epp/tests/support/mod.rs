@@ -18,7 +18,9 @@ use pointsman_epp::clock::Clock;
 use pointsman_epp::ext_proc::health::Health;
 use pointsman_epp::ext_proc::listen::{self, PortLimits};
 use pointsman_epp::ext_proc::wire::header_map;
-use pointsman_epp::ext_proc::{Decider, Processor, StreamLimits};
+use pointsman_epp::ext_proc::{
+    Decider, LeaseLimits, Leases, Processor, StreamLimits, Watch, server,
+};
 use pointsman_epp::fleet::{EndpointSpec, Fleet, Scraped, Snapshot};
 use pointsman_epp::flow::UtilizationDetector;
 use pointsman_epp::index::approximate::{ApproximateIndex, PickLimits};
@@ -51,6 +53,7 @@ pub(crate) struct Picker {
 
 pub(crate) const LIMITS: StreamLimits = StreamLimits {
     max_request_body_bytes: 64 * 1024,
+    max_held_bytes: 1 << 20,
     decision_timeout: Duration::from_secs(5),
 };
 
@@ -125,11 +128,16 @@ async fn serve(
     let (listener, address) = listen::bind("127.0.0.1:0".parse().unwrap()).await.unwrap();
     let stop = CancellationToken::new();
     let health = Health::new().await;
-    let processor = Processor::new(
-        Arc::new(decider),
+    let clock = Clock::monotonic();
+    let processor = Processor::new(server::Parts {
+        decider: Arc::new(decider),
         limits,
-        metrics.process.streams_in_flight.clone(),
-    );
+        watch: Watch::Stream,
+        leases: Leases::new(1, LeaseLimits::default(), clock.clone()),
+        clock,
+        streams_in_flight: metrics.process.streams_in_flight.clone(),
+        stream_ended: None,
+    });
     let port_limits = PortLimits {
         concurrent_streams: 100,
         receive_message_bytes: 1 << 20,

@@ -3,7 +3,7 @@
 
 use std::collections::VecDeque;
 
-use crate::ext_proc::machine::{Answer, BodyAnswer, BodyMode, Modes, RouteChange};
+use crate::ext_proc::machine::{Answer, BodyAnswer, BodyMode, Modes, Name, RouteChange};
 
 #[derive(Debug, PartialEq)]
 enum Awaited {
@@ -87,7 +87,13 @@ impl Direction {
             }
             (BodyMode::FullDuplex, BodyAnswer::Continue) => panic!("normal answer in full duplex"),
             (_, BodyAnswer::Chunk { .. }) => panic!("streamed answer outside full duplex"),
-            (_, BodyAnswer::Continue) => {
+            (mode, BodyAnswer::Replace(_)) if mode != BodyMode::Buffered => {
+                panic!("a whole body outside of BUFFERED")
+            }
+            (_, BodyAnswer::Continue | BodyAnswer::Replace(_)) => {
+                if let BodyAnswer::Replace(bytes) = answer {
+                    self.forwarded.extend_from_slice(bytes);
+                }
                 assert_eq!(
                     self.awaited.pop_front(),
                     Some(Awaited::Body),
@@ -130,7 +136,8 @@ pub(super) struct EnvoyModel {
     request: Direction,
     response: Direction,
     pub(super) destination: Option<String>,
-    pub(super) removed: Vec<&'static str>,
+    pub(super) removed: Vec<Name>,
+    pub(super) set: Vec<(Name, String)>,
     pub(super) refused_with: Option<u16>,
 }
 
@@ -141,6 +148,7 @@ impl EnvoyModel {
             response: Direction::new(modes.response),
             destination: None,
             removed: Vec::new(),
+            set: Vec::new(),
             refused_with: None,
         }
     }
@@ -180,9 +188,9 @@ impl EnvoyModel {
                 self.request.judge_trailers();
                 self.apply(change);
             }
-            Answer::ResponseHeaders => self.response.judge_headers(),
-            Answer::ResponseBody(body) => self.response.judge_body(body),
-            Answer::ResponseTrailers => self.response.judge_trailers(),
+            Answer::ResponseHeaders(_) => self.response.judge_headers(),
+            Answer::ResponseBody(body, _) => self.response.judge_body(body),
+            Answer::ResponseTrailers(_) => self.response.judge_trailers(),
             Answer::Immediate(refusal) => self.refused_with = Some(refusal.code.http_status()),
         }
     }
@@ -208,6 +216,7 @@ impl EnvoyModel {
             assert_eq!(self.destination, None, "the route is set once");
             self.destination = Some(destination.endpoints.clone());
         }
-        self.removed.extend(&change.remove);
+        self.removed.extend(change.headers.remove.iter().cloned());
+        self.set.extend(change.headers.set.iter().cloned());
     }
 }

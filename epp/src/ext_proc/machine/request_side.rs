@@ -1,9 +1,14 @@
 //! The request direction of one stream: what Envoy sent, what it waits for, and what the pick
 //! releases.
 
+use std::borrow::Cow;
+use std::sync::Arc;
+
 use pointsman_proto::headers;
 
-use super::{Action, Answer, BodyAnswer, BodyMode, Destination, Modes, RouteChange};
+use super::{
+    Action, Answer, BodyAnswer, BodyMode, Destination, HeaderChange, Modes, Name, RouteChange,
+};
 use crate::ext_proc::head::RequestHead;
 use crate::ext_proc::refusal::Refusal;
 
@@ -57,8 +62,9 @@ pub(super) struct RequestSide {
     /// It came with a body message, so that the last chunk sent on carries it.
     ended_with_body: bool,
     routed: bool,
-    head: RequestHead,
-    chunks: Vec<Vec<u8>>,
+    /// Shared with the decision, as are the chunks; nobody else holds them before it is asked for.
+    head: Arc<RequestHead>,
+    chunks: Arc<Vec<Vec<u8>>>,
     held_bytes: usize,
     max_body_bytes: usize,
 }
@@ -72,18 +78,18 @@ impl RequestSide {
             ended: false,
             ended_with_body: false,
             routed: false,
-            head: RequestHead::default(),
-            chunks: Vec::new(),
+            head: Arc::default(),
+            chunks: Arc::default(),
             held_bytes: 0,
             max_body_bytes,
         }
     }
 
-    pub(super) fn head(&self) -> &RequestHead {
+    pub(super) fn head(&self) -> &Arc<RequestHead> {
         &self.head
     }
 
-    pub(super) fn chunks(&self) -> &[Vec<u8>] {
+    pub(super) fn chunks(&self) -> &Arc<Vec<Vec<u8>>> {
         &self.chunks
     }
 
@@ -97,6 +103,11 @@ impl RequestSide {
 
     pub(super) fn is_routed(&self) -> bool {
         self.routed
+    }
+
+    /// Whether the next piece of the body would be held for the decision.
+    pub(super) fn holds_body(&self) -> bool {
+        matches!(self.state, State::Expecting | State::Receiving) && !self.ended
     }
 
     /// Whether the route is set and nothing is owed, so that the gateway needs the picker no more
@@ -114,7 +125,7 @@ impl RequestSide {
         if self.state != State::Expecting {
             return Step::Wait;
         }
-        self.head = head;
+        self.head = Arc::new(head);
         self.owed.headers = true;
         if end_of_stream {
             self.ended = true;
@@ -135,7 +146,10 @@ impl RequestSide {
                 self.owed.headers = false;
                 let change = RouteChange {
                     destination: None,
-                    remove: self.client_copies(),
+                    headers: HeaderChange {
+                        set: Vec::new(),
+                        remove: self.client_copies().collect(),
+                    },
                 };
                 actions.push(Action::Answer(Answer::RequestHeaders(change)));
                 self.state = State::Receiving;
@@ -198,33 +212,37 @@ impl RequestSide {
 
     /// Answers everything that waited for the decision, the route change riding on the first
     /// answer.
-    pub(super) fn on_picked(&mut self, destination: Destination, actions: &mut Vec<Action>) {
+    pub(super) fn on_picked(&mut self, mut destination: Destination, actions: &mut Vec<Action>) {
         if self.state != State::Deciding {
             return;
         }
         self.routed = true;
-        let remove = if self.owed.headers {
-            self.client_copies()
-        } else {
-            Vec::new()
-        };
+        let rewritten = self.rewritten(&mut destination);
+        let headers = self.header_change(&mut destination, rewritten.as_deref());
         let mut change = RouteChange {
             destination: Some(destination),
-            remove,
+            headers,
         };
-        self.head = RequestHead::default();
+        self.head = Arc::default();
         let owed = std::mem::take(&mut self.owed);
         if owed.headers {
             actions.push(Action::Answer(Answer::RequestHeaders(std::mem::take(
                 &mut change,
             ))));
         }
-        let chunks = std::mem::take(&mut self.chunks);
+        let came = std::mem::take(&mut self.chunks);
         if self.mode == BodyMode::FullDuplex {
+            // Not shared any more, unless the decider keeps the body.
+            let chunks = rewritten
+                .unwrap_or_else(|| Arc::try_unwrap(came).unwrap_or_else(|kept| (*kept).clone()));
             forward(chunks, self.ended_with_body, &mut change, actions);
         } else {
+            let mut replacement = rewritten.map(|chunks| chunks.concat());
             for _ in 0..owed.bodies {
-                let answer = Answer::RequestBody(BodyAnswer::Continue, std::mem::take(&mut change));
+                let body = replacement
+                    .take()
+                    .map_or(BodyAnswer::Continue, BodyAnswer::Replace);
+                let answer = Answer::RequestBody(body, std::mem::take(&mut change));
                 actions.push(Action::Answer(answer));
             }
         }
@@ -235,10 +253,48 @@ impl RequestSide {
         self.rest_if_ended();
     }
 
+    /// The body to send on in place of the one that came. There must be one: in the other modes it
+    /// goes past the picker, and a request without a body stays without.
+    fn rewritten(&self, destination: &mut Destination) -> Option<Vec<Vec<u8>>> {
+        let is_held = match self.mode {
+            BodyMode::FullDuplex => self.ended_with_body || self.owed.trailers,
+            BodyMode::Buffered => self.owed.bodies > 0,
+            BodyMode::Streamed | BodyMode::None => false,
+        };
+        destination.rewritten_body.take().filter(|_| is_held)
+    }
+
+    /// Full duplex drops the content length, unless the gateway is told to keep it, and `BUFFERED`
+    /// refuses a body that contradicts it; so a body of another length states its own.
+    fn header_change(
+        &self,
+        destination: &mut Destination,
+        rewritten: Option<&[Vec<u8>]>,
+    ) -> HeaderChange {
+        let mut change = HeaderChange {
+            set: std::mem::take(&mut destination.set_headers),
+            remove: std::mem::take(&mut destination.remove_headers),
+        };
+        if let Some(chunks) = rewritten.filter(|_| self.head.contains(CONTENT_LENGTH)) {
+            let length: usize = chunks.iter().map(Vec::len).sum();
+            change
+                .set
+                .push((Cow::Borrowed(CONTENT_LENGTH), length.to_string()));
+        }
+        if self.owed.headers {
+            let set = &change.set;
+            let copies = self
+                .client_copies()
+                .filter(|copy| set.iter().all(|(name, _)| name != copy));
+            change.remove.extend(copies);
+        }
+        change
+    }
+
     /// Lets go of the request: nothing more of it will be answered.
     pub(super) fn abandon(&mut self) {
         self.state = State::Done;
-        self.chunks = Vec::new();
+        self.chunks = Arc::default();
     }
 
     fn receive(&mut self, bytes: Vec<u8>) -> Step {
@@ -262,14 +318,15 @@ impl RequestSide {
     }
 
     fn hold(&mut self, bytes: Vec<u8>) {
-        match self.chunks.last_mut() {
+        let chunks = Arc::make_mut(&mut self.chunks);
+        match chunks.last_mut() {
             Some(last)
                 if bytes.len() < SMALL_CHUNK_BYTES
                     && last.len() + bytes.len() <= FULL_CHUNK_BYTES =>
             {
                 last.extend_from_slice(&bytes);
             }
-            _ => self.chunks.push(bytes),
+            _ => chunks.push(bytes),
         }
     }
 
@@ -293,11 +350,13 @@ impl RequestSide {
     /// Headers that only the picker may set and that the client sent all the same. The destination
     /// is not among them because it is overwritten, nor the content length because the body keeps
     /// its length.
-    fn client_copies(&self) -> Vec<&'static str> {
+    fn client_copies(&self) -> impl Iterator<Item = Name> {
         let owned = headers::SYSTEM_OWNED.into_iter();
         let removed =
             owned.filter(|name| !matches!(*name, headers::DESTINATION_ENDPOINT | CONTENT_LENGTH));
-        removed.filter(|name| self.head.contains(name)).collect()
+        removed
+            .filter(|name| self.head.contains(name))
+            .map(Cow::Borrowed)
     }
 }
 

@@ -1,11 +1,17 @@
 //! The rows of what Envoy was seen to do, each as plain events, and random streams against a model
 //! of Envoy.
 
+mod changes;
 mod random_streams;
+mod watching;
 
 use super::envoy_model::EnvoyModel;
 use super::*;
-use crate::ext_proc::refusal::RefusalCode;
+use crate::ext_proc::head::RequestHead;
+use crate::ext_proc::lease::LeaseToken;
+use crate::ext_proc::refusal::{DroppedReason, RefusalCode};
+use crate::ext_proc::usage::TokenUsage;
+use crate::ext_proc::write_back::WriteBack;
 
 const LIMIT_BYTES: usize = 1000;
 const ENDPOINT: &str = "10.0.0.1:8000";
@@ -16,17 +22,23 @@ struct Bench {
     envoy: EnvoyModel,
     /// Everything the machine asked for, answers included.
     actions: Vec<Action>,
+    now_us: u64,
 }
 
 impl Bench {
     fn new(request: BodyMode, response: BodyMode) -> Self {
+        Self::watching(request, response, Watch::Stream)
+    }
+
+    fn watching(request: BodyMode, response: BodyMode, watch: Watch) -> Self {
         let modes = Modes { request, response };
-        let mut machine = Machine::new(LIMIT_BYTES);
+        let mut machine = Machine::new(LIMIT_BYTES, watch);
         machine.learn_modes(modes);
         Self {
             machine,
             envoy: EnvoyModel::new(modes),
             actions: Vec::new(),
+            now_us: 0,
         }
     }
 
@@ -38,7 +50,7 @@ impl Bench {
     fn on(&mut self, event: Event) -> Vec<Action> {
         self.envoy.sends(&event);
         let mut actions = Vec::new();
-        self.machine.on_event(event, &mut actions);
+        self.machine.on_event(event, self.now_us, &mut actions);
         for action in &actions {
             if let Action::Answer(answer) = action {
                 self.envoy.judges(answer);
@@ -83,6 +95,7 @@ impl Bench {
     fn response(&mut self, status: u16, end_of_stream: bool) -> Vec<Action> {
         self.on(Event::ResponseHeaders {
             status: Some(status),
+            has_content_length: false,
             end_of_stream,
         })
     }
@@ -112,14 +125,14 @@ impl Bench {
 fn destination() -> Destination {
     Destination {
         endpoints: ENDPOINT.to_owned(),
-        scores: Vec::new(),
+        ..Destination::default()
     }
 }
 
 fn routed() -> RouteChange {
     RouteChange {
         destination: Some(destination()),
-        remove: Vec::new(),
+        ..RouteChange::default()
     }
 }
 
@@ -141,7 +154,7 @@ fn full_duplex_post_over_http1_holds_everything_until_the_pick() {
     assert_eq!(bench.body(b"{\"model\"", false), []);
     // HTTP/1.1 with a content length ends in an empty message of its own.
     assert_eq!(bench.body(b"", true), [Action::Decide]);
-    assert_eq!(bench.machine.intake().body, [b"{\"model\"".to_vec()]);
+    assert_eq!(*bench.machine.intake().body, [b"{\"model\"".to_vec()]);
     let expected = answers([
         Answer::RequestHeaders(routed()),
         Answer::RequestBody(chunk(b"{\"model\"", true), RouteChange::default()),
@@ -163,7 +176,7 @@ fn full_duplex_body_of_no_bytes_still_gets_its_end_mark() {
 
 #[test]
 fn full_duplex_large_chunks_go_on_as_they_came() {
-    let mut machine = Machine::new(1 << 20);
+    let mut machine = Machine::new(1 << 20, Watch::Stream);
     let mut actions = Vec::new();
     let head = RequestHead::default();
     machine.on_event(
@@ -171,6 +184,7 @@ fn full_duplex_large_chunks_go_on_as_they_came() {
             head,
             end_of_stream: false,
         },
+        0,
         &mut actions,
     );
     let chunks = [vec![b'a'; 60_000], vec![b'b'; 60_000], vec![b'c'; 10]];
@@ -181,6 +195,7 @@ fn full_duplex_large_chunks_go_on_as_they_came() {
                 bytes,
                 end_of_stream: index == 2,
             },
+            0,
             &mut actions,
         );
     }
@@ -279,7 +294,10 @@ fn buffered_answers_the_headers_first_and_routes_in_the_body_answer() {
     );
     bench.response(200, false);
     let body = bench.response_body(b"{}", true);
-    assert!(body.contains(&Action::Answer(Answer::ResponseBody(BodyAnswer::Continue))));
+    assert!(body.contains(&Action::Answer(Answer::ResponseBody(
+        BodyAnswer::Continue,
+        None
+    ))));
     assert_eq!(bench.end(), Some(&End::Completed));
 }
 
@@ -343,7 +361,7 @@ fn body_without_headers_is_routed_all_the_same() {
 
 #[test]
 fn modes_are_learned_once_and_default_to_the_protocol() {
-    let mut machine = Machine::new(LIMIT_BYTES);
+    let mut machine = Machine::new(LIMIT_BYTES, Watch::Stream);
     let mut actions = Vec::new();
     let head = RequestHead::default();
     machine.on_event(
@@ -351,6 +369,7 @@ fn modes_are_learned_once_and_default_to_the_protocol() {
             head,
             end_of_stream: false,
         },
+        0,
         &mut actions,
     );
     machine.learn_modes(Modes {
@@ -362,9 +381,10 @@ fn modes_are_learned_once_and_default_to_the_protocol() {
             bytes: vec![1],
             end_of_stream: true,
         },
+        0,
         &mut actions,
     );
-    machine.on_event(Event::Picked(destination()), &mut actions);
+    machine.on_event(Event::Picked(destination()), 0, &mut actions);
     let body = Answer::RequestBody(chunk(&[1], true), RouteChange::default());
     assert_eq!(actions.last(), Some(&Action::Answer(body)));
 }
@@ -457,7 +477,10 @@ fn local_reply_of_envoy_before_the_pick_calls_the_decision_off_and_is_answered()
     bench.body(b"{}", true);
     let actions = bench.response(408, true);
     assert_eq!(actions[0], Action::CancelDecision);
-    assert_eq!(actions[1], Action::Answer(Answer::ResponseHeaders));
+    assert_eq!(
+        actions[1],
+        Action::Answer(Answer::ResponseHeaders(HeaderChange::default()))
+    );
     assert_eq!(
         bench.picked(),
         [],
@@ -477,7 +500,7 @@ fn response_is_forwarded_untouched_and_watched() {
     bench.picked();
     assert_eq!(
         bench.response(200, false),
-        answers([Answer::ResponseHeaders])
+        answers([Answer::ResponseHeaders(HeaderChange::default())])
     );
     let first = bench.response_body(b"data: {\"usage\":{\"prompt_tok", false);
     assert_eq!(first[0], Action::FirstByte);
@@ -511,7 +534,7 @@ fn response_trailers_complete_the_response() {
     bench.response(200, false);
     bench.response_body(b"x", false);
     let actions = bench.on(Event::ResponseTrailers);
-    assert_eq!(actions[0], Action::Answer(Answer::ResponseTrailers));
+    assert_eq!(actions[0], Action::Answer(Answer::ResponseTrailers(None)));
     assert_eq!(bench.end(), Some(&End::Completed));
     assert_eq!(bench.response_forwarded(), (b"x".to_vec(), 1));
 }
@@ -537,7 +560,7 @@ fn hidden_response_body_completes_at_the_headers() {
     assert_eq!(bench.end(), Some(&End::Completed));
     assert_eq!(
         bench.on(Event::ResponseTrailers),
-        answers([Answer::ResponseTrailers]),
+        answers([Answer::ResponseTrailers(None)]),
         "trailers may be sent without the body and then wait for an answer"
     );
 }
@@ -554,17 +577,14 @@ fn hidden_response_is_neither_complete_nor_aborted() {
 #[test]
 fn subset_hint_of_an_earlier_message_is_kept() {
     let mut bench = Bench::full_duplex();
-    let subset = Some(vec!["10.0.0.3".to_owned()]);
+    let subset: Option<Arc<[String]>> = Some(Arc::from(["10.0.0.3".to_owned()]));
     bench.machine.learn_context(Context {
         served: None,
         subset: subset.clone(),
     });
     bench.get();
     bench.machine.learn_context(Context::default());
-    assert_eq!(
-        bench.machine.intake().subset.map(<[String]>::to_vec),
-        subset
-    );
+    assert_eq!(bench.machine.intake().subset, subset);
 }
 
 impl Bench {
