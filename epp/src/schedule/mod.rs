@@ -8,8 +8,10 @@
 //! test and in a simulated fleet. A plugin is one file with its parameters and its tests; adding
 //! one touches that file and one line of [`registry`].
 
+pub mod admitters;
 pub mod decision;
 pub mod filters;
+pub mod latency;
 pub mod pickers;
 pub mod plugin;
 pub mod profile;
