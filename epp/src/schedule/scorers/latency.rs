@@ -323,7 +323,7 @@ mod tests {
         }
     }
 
-    fn scored(live: &[Live], headrooms: &[(f32, f32)], parameters: serde_json::Value) -> Vec<f32> {
+    fn scored(live: &[Live], headrooms: &[(f32, f32)], parameters: &serde_json::Value) -> Vec<f32> {
         let mut predictions = Predictions::default();
         for (ttft, tpot) in headrooms {
             predictions.push(Prediction {
@@ -341,7 +341,7 @@ mod tests {
             request: &request,
             now_ms: 0,
         };
-        let scorer = (MAKER.make)(&parameters).unwrap();
+        let scorer = (MAKER.make)(parameters).unwrap();
         let candidates: Vec<usize> = (0..live.len()).collect();
         let mut scores = vec![9.0; live.len()];
         scorer.score(&context, &candidates, &mut scores);
@@ -355,29 +355,29 @@ mod tests {
     #[test]
     fn the_least_headroom_that_meets_the_targets_wins() {
         let headrooms = [(100.0, 0.0), (300.0, 0.0), (200.0, 0.0), (-1.0, 0.0)];
-        let least = scored(&[busy(); 4], &headrooms, json!({}));
+        let least = scored(&[busy(); 4], &headrooms, &json!({}));
         assert_eq!(least, [1.0, 0.01, 0.51, 0.0]);
-        let most = scored(&[busy(); 4], &headrooms, strategy("most"));
+        let most = scored(&[busy(); 4], &headrooms, &strategy("most"));
         assert_eq!(most, [0.01, 1.0, 0.51, 0.0]);
     }
 
     #[test]
     fn both_headrooms_are_blended_by_weight() {
         let headrooms = [(0.0, 100.0), (100.0, 0.0)];
-        assert_eq!(scored(&[busy(); 2], &headrooms, json!({})), [0.81, 0.2]);
+        assert_eq!(scored(&[busy(); 2], &headrooms, &json!({})), [0.81, 0.2]);
         // A headroom that is the same everywhere counts for nothing.
         let headrooms = [(50.0, 100.0), (50.0, 0.0)];
-        assert_eq!(scored(&[busy(); 2], &headrooms, json!({})), [0.01, 1.0]);
+        assert_eq!(scored(&[busy(); 2], &headrooms, &json!({})), [0.01, 1.0]);
         let equal = [(50.0, 10.0); 2];
-        assert_eq!(scored(&[busy(); 2], &equal, json!({})), [0.51, 0.51]);
+        assert_eq!(scored(&[busy(); 2], &equal, &json!({})), [0.51, 0.51]);
     }
 
     #[test]
     fn of_those_that_miss_the_least_severe_group_is_ranked_by_deficit() {
         let headrooms = [(-10.0, -10.0), (-500.0, 1.0), (1.0, -50.0), (1.0, -20.0)];
-        let scores = scored(&[busy(); 4], &headrooms, strategy("most"));
+        let scores = scored(&[busy(); 4], &headrooms, &strategy("most"));
         assert_eq!(scores, [0.0, 0.0, 0.01, 1.0]);
-        let two = scored(&[busy(); 2], &headrooms[..2], json!({}));
+        let two = scored(&[busy(); 2], &headrooms[..2], &json!({}));
         assert_eq!(two, [0.0, 0.51]);
     }
 
@@ -385,7 +385,7 @@ mod tests {
     fn an_idle_endpoint_goes_before_others_that_miss() {
         let headrooms = [(-10.0, 0.0), (-500.0, -5.0), (-600.0, -5.0)];
         let live = [busy(), Live::default(), Live::default()];
-        assert_eq!(scored(&live, &headrooms, json!({})), [0.0, 1.0, 0.01]);
+        assert_eq!(scored(&live, &headrooms, &json!({})), [0.0, 1.0, 0.01]);
     }
 
     #[test]
@@ -398,14 +398,14 @@ mod tests {
             },
             busy(),
         ];
-        let scores = scored(&live, &[], json!({}));
+        let scores = scored(&live, &[], &json!({}));
         assert_eq!(scores, [0.17, 0.67]);
         let queue = json!({"compositeKVWeight": 0, "compositePrefixWeight": 0});
-        assert_eq!(scored(&live, &[], queue), [0.0, 1.0]);
+        assert_eq!(scored(&live, &[], &queue), [0.0, 1.0]);
         let nothing = json!({
             "compositeKVWeight": 0, "compositePrefixWeight": 0, "compositeQueueWeight": 0,
         });
-        assert_eq!(scored(&live, &[], nothing), [0.5, 1.0]);
+        assert_eq!(scored(&live, &[], &nothing), [0.5, 1.0]);
     }
 
     #[test]
@@ -419,11 +419,11 @@ mod tests {
             busy(),
         ];
         let headrooms = [(10.0, 0.0), (20.0, 0.0), (-5.0, 0.0)];
-        let most = scored(&live, &headrooms, strategy("composite-most"));
+        let most = scored(&live, &headrooms, &strategy("composite-most"));
         assert_eq!(most, [0.5, 0.67, 0.0]);
-        let least = scored(&live, &headrooms, strategy("composite-least"));
+        let least = scored(&live, &headrooms, &strategy("composite-least"));
         assert_eq!(least, [0.5, 0.33, 0.0]);
-        let only = scored(&live, &headrooms, strategy("composite-only"));
+        let only = scored(&live, &headrooms, &strategy("composite-only"));
         assert_eq!(only, [0.5, 0.67, 0.67]);
         let missing = scored(
             &live[..2],
@@ -445,6 +445,6 @@ mod tests {
         assert_eq!(wrong(strategy("some")), "headroomSelectionStrategy");
         let weightless = json!({"ttftWeight": 0, "tpotWeight": 0});
         let headrooms = [(0.0, 100.0), (100.0, 0.0)];
-        assert_eq!(scored(&[busy(); 2], &headrooms, weightless), [1.0, 0.01]);
+        assert_eq!(scored(&[busy(); 2], &headrooms, &weightless), [1.0, 0.01]);
     }
 }
