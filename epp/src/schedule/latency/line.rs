@@ -193,7 +193,7 @@ mod tests {
         let mut line = Line::guessed(50.0, 257.0);
         learn(&mut line, 30.0, 800.0, 0.0, 40);
         assert!(is_near(&line, 30.0, 800.0, 0.01), "{line:?}");
-        learn(&mut line, 60.0, 1_600.0, 0.1, 600);
+        learn(&mut line, 60.0, 1_600.0, 0.01, 600);
         assert!(is_near(&line, 60.0, 1_600.0, 0.15), "{line:?}");
         assert!((line.at(2.0) - 3_260.0).abs() < 200.0);
     }

@@ -42,7 +42,7 @@ pub(super) fn draw(context: &Context<'_>, salt: u64) -> f64 {
 }
 
 #[cfg(test)]
-pub(super) mod tests {
+mod tests {
     use super::super::fixtures::{request, snapshot};
     use super::*;
     use crate::fleet::{Live, Matches};

@@ -18,7 +18,7 @@ fn teach(model: &mut LatencyModel, number: u32, base: f64, per_token: f64, count
     for step in 0..count {
         let tokens = f64::from(step * 13 % 40) * 200.0;
         let seconds = (base + per_token * tokens) / 1_000.0;
-        let seen = features(tokens as f32, 4.0);
+        let seen = features(tokens as f32, 1.0);
         assert!(model.observe_ttft(EndpointId(number), Generation(1), &seen, seconds));
         assert!(model.observe_tpot(EndpointId(number), Generation(1), &seen, 0.03));
     }
