@@ -428,7 +428,7 @@ mod tests {
         let missing = scored(
             &live[..2],
             &[(-9.0, 0.0), (-5.0, 0.0)],
-            strategy("composite-most"),
+            &strategy("composite-most"),
         );
         assert_eq!(
             missing,
