@@ -13,11 +13,11 @@ use pointsman_epp::ext_proc::held::DEFAULT_HELD_BYTES;
 use pointsman_epp::ext_proc::listen::{self, PortLimits};
 use pointsman_epp::ext_proc::{LeaseLimits, Leases, Processor, StreamLimits, Watch, server, tls};
 use pointsman_epp::fleet::discovery::file::FileWatch;
-use pointsman_epp::fleet::discovery::static_list::parse_endpoint;
+use pointsman_epp::fleet::discovery::static_list::parse_endpoints;
 use pointsman_epp::fleet::kv_events::KvEvents;
 use pointsman_epp::fleet::members::check_unique;
 use pointsman_epp::fleet::pace::Intervals;
-use pointsman_epp::fleet::scrape::Scraper;
+use pointsman_epp::fleet::scrape::{ScrapeOptions, Scraper};
 use pointsman_epp::fleet::{EndpointSpec, Fleet, NowMs, Snapshot};
 use pointsman_epp::flow::UtilizationDetector;
 use pointsman_epp::index::approximate::{ApproximateIndex, PickLimits};
@@ -58,10 +58,11 @@ fn checked(flags: Flags) -> anyhow::Result<(Settings, Vec<EndpointSpec>)> {
     let EndpointSource::Static(texts) = &settings.endpoints else {
         return Ok((settings, Vec::new()));
     };
-    let endpoints: Vec<EndpointSpec> = texts
+    let endpoints: Vec<Vec<EndpointSpec>> = texts
         .iter()
-        .map(|text| parse_endpoint(text).with_context(|| format!("--endpoint {text}")))
+        .map(|text| parse_endpoints(text).with_context(|| format!("--endpoint {text}")))
         .collect::<Result<_, _>>()?;
+    let endpoints = endpoints.concat();
     check_unique(&endpoints).context("--endpoint")?;
     Ok((settings, endpoints))
 }
@@ -95,9 +96,12 @@ async fn serve(settings: Settings, endpoints: Vec<EndpointSpec>) -> anyhow::Resu
     let base = settings.refresh_metrics_interval;
     let scraper = Scraper::new(
         Arc::clone(&fleet),
-        Intervals {
-            base,
-            ..Intervals::default()
+        ScrapeOptions {
+            intervals: Intervals {
+                base,
+                ..Intervals::default()
+            },
+            ..ScrapeOptions::default()
         },
         Arc::clone(&now),
     )?;

@@ -37,6 +37,11 @@ pub struct Generation(pub u32);
 pub struct EndpointSpec {
     /// Unique within the pool: the pod's name, or what the operator wrote.
     pub name: String,
+    /// The entry or pod that it belongs to, shared by the ranks at one address; its own name where
+    /// it is the only one.
+    pub pod: String,
+    /// Which of the pod's ports it serves at, counted from 0 over all that are listed.
+    pub rank: u32,
     /// Where it serves HTTP, both inference and `/metrics`. Unique within the pool.
     pub address: SocketAddr,
     /// The pod's labels.
@@ -50,8 +55,11 @@ pub struct EndpointSpec {
 impl EndpointSpec {
     /// A specification of only a name and an address.
     pub fn new(name: impl Into<String>, address: SocketAddr) -> Self {
+        let name = name.into();
         Self {
-            name: name.into(),
+            pod: name.clone(),
+            name,
+            rank: 0,
             address,
             labels: BTreeMap::new(),
             kv_events: None,

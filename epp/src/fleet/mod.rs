@@ -4,14 +4,17 @@
 //! Values first: [`endpoint`] names things, [`mod@matches`] carries what an index says about them,
 //! [`members`] is the pure membership table, [`live`] holds the signals of one endpoint. Around
 //! them the shells: [`Fleet`] owns both and hands out snapshots and leases; [`discovery`] says
-//! which endpoints there should be; [`scrape`] reads each one's `/metrics` (through [`exposition`],
-//! at the rate that [`pace`] says); [`kv_events`] follows each one's block events.
+//! which endpoints there should be; [`scrape`] reads each one's `/metrics` at the rate that [`pace`]
+//! says: [`exposition`] scans the page, [`engines`] knows the names, [`signals`] puts both together;
+//! [`kv_events`] follows each one's block events. [`data_layer`] is how a configuration asks for it.
 //!
 //! Nothing here knows the rooms above. What follows the fleet from outside (an index, a status
 //! page) is handed in as a trait or listens to [`Fleet::membership`].
 
+pub mod data_layer;
 pub mod discovery;
 pub mod endpoint;
+pub mod engines;
 pub mod exposition;
 pub mod http;
 pub mod kv_events;
@@ -20,7 +23,9 @@ pub mod matches;
 pub mod members;
 pub mod pace;
 pub mod scrape;
+pub mod series_spec;
 mod shell;
+pub mod signals;
 mod tasks;
 
 pub use endpoint::{Adapters, Endpoint, EndpointId, EndpointSpec, Generation, Live, Snapshot};

@@ -8,12 +8,14 @@
 //! test and in a simulated fleet. A plugin is one file with its parameters and its tests; adding
 //! one touches that file and one line of [`registry`].
 
+pub mod admitters;
 pub mod build;
 pub mod by_member;
 pub mod deciders;
 pub mod decision;
 pub mod filters;
 pub mod handlers;
+pub mod latency;
 pub mod pickers;
 pub mod plugin;
 pub mod profile;

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use serde_json::Value;
 use smallvec::SmallVec;
 
+use super::latency::Predictions;
 use super::subset::SubsetEntry;
 use crate::config::plugins::{ParameterError, PluginType};
 use crate::fleet::{Adapters, Endpoint, Live, Matches, Snapshot};
@@ -60,6 +61,8 @@ pub struct Request<'a> {
     pub prompt_tokens: u32,
     /// Which endpoints hold how much of the prompt.
     pub matches: &'a Matches,
+    /// The latencies that are expected of each endpoint; `None` where nobody predicts.
+    pub predictions: Option<&'a Predictions>,
     /// The proxy's subset hint; `None` = the whole pool, an empty list = nothing is eligible.
     pub subset: Option<&'a [SubsetEntry]>,
     /// Snapshot position of the endpoint that an earlier profile picked for this very request, for
@@ -82,6 +85,7 @@ impl<'a> Request<'a> {
             slo_tpot_ms: None,
             prompt_tokens: 0,
             matches,
+            predictions: None,
             subset: None,
             peer: None,
             tie_seed: 0,

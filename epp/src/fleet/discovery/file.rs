@@ -1,6 +1,7 @@
 //! Endpoints from a file in the field's `file-discovery` format, YAML or JSON:
 //!
 //! ```yaml
+//! targetPorts: [8000, 8001]       # optional, ours: for entries that list no port
 //! endpoints:
 //!   - name: worker-1              # unique within its namespace
 //!     namespace: default          # optional
@@ -9,6 +10,11 @@
 //!     labels: {role: decode}      # optional
 //!     kvEvents: tcp://10.0.0.1:5557    # optional, ours
 //!     kvReplay: tcp://10.0.0.1:5558    # optional, ours
+//!   - name: worker-2
+//!     address: fd00::2
+//!     ports: [8000, 8001]         # ours, or targetPorts: an endpoint for each, see ranks
+//!     annotations: {llm-d.ai/active-ports: "8000"}    # optional, ours; a label does it, too
+//!     kvEvents: tcp://[fd00::2]:5557   # of the first port, or a list with one for each
 //! ```
 //!
 //! A list is taken whole or not at all: half a list would move the other half's traffic. The file
@@ -19,7 +25,6 @@
 
 use std::collections::BTreeMap;
 use std::io::Read;
-use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -31,6 +36,7 @@ use tracing::{info, warn};
 use super::super::endpoint::EndpointSpec;
 use super::super::members::{MembershipError, check_unique};
 use super::super::shell::Fleet;
+use super::ranks::{Entry, Part, active_ports, read_ip, read_port};
 
 /// Larger files are refused; it is the field's limit.
 pub const FILE_BYTES_MAX: usize = 1 << 20;
@@ -52,6 +58,8 @@ pub enum FileError {
         line: Option<u64>,
         reason: String,
     },
+    #[error("{file}, targetPorts: {reason}")]
+    Ports { file: String, reason: String },
     /// `entry` counts from 0.
     #[error("{file}, endpoints[{entry}].{field}: {reason}")]
     Field {
@@ -97,19 +105,25 @@ pub fn parse(file: &str, content: &[u8]) -> Result<Vec<EndpointSpec>, FileError>
             .to_owned();
         syntax(line, reason)
     })?;
+    let defaults = list.default_ports().map_err(|reason| FileError::Ports {
+        file: file.to_owned(),
+        reason,
+    })?;
     let specs = list
         .endpoints
         .into_iter()
         .enumerate()
         .map(|(entry, raw)| {
-            raw.check().map_err(|(field, reason)| FileError::Field {
-                file: file.to_owned(),
-                entry,
-                field,
-                reason,
-            })
+            raw.check(&defaults)
+                .map_err(|(field, reason)| FileError::Field {
+                    file: file.to_owned(),
+                    entry,
+                    field,
+                    reason,
+                })
         })
-        .collect::<Result<Vec<_>, _>>()?;
+        .collect::<Result<Vec<Vec<_>>, _>>()?
+        .concat();
     check_unique(&specs).map_err(|error| FileError::Membership {
         file: file.to_owned(),
         error,
@@ -217,9 +231,13 @@ fn read(path: &Path) -> Result<Vec<u8>, FileError> {
 }
 
 #[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
 struct RawList {
     endpoints: Vec<RawEndpoint>,
+    #[serde(default)]
+    target_ports: Option<Vec<RawPort>>,
+    #[serde(default)]
+    ports: Option<Vec<RawPort>>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -229,63 +247,140 @@ struct RawEndpoint {
     #[serde(default)]
     namespace: Option<String>,
     address: String,
-    port: RawPort,
+    #[serde(default)]
+    port: Option<RawPort>,
+    #[serde(default)]
+    ports: Option<Vec<RawPort>>,
+    #[serde(default)]
+    target_ports: Option<Vec<RawPort>>,
     #[serde(default)]
     labels: BTreeMap<String, String>,
+    /// Only the active ports are read from them.
     #[serde(default)]
-    kv_events: Option<String>,
+    annotations: BTreeMap<String, String>,
     #[serde(default)]
-    kv_replay: Option<String>,
+    kv_events: Addresses,
+    #[serde(default)]
+    kv_replay: Addresses,
 }
 
-/// The field writes ports as text; a number is what everybody writes first.
-#[derive(Debug, Deserialize)]
+/// The field writes ports as text, and as `{number: 8000}` in an InferencePool; a number is what
+/// everybody writes first.
+#[derive(Clone, Debug, Deserialize)]
 #[serde(untagged)]
 enum RawPort {
     Number(u64),
     Text(String),
+    Target(TargetPort),
+}
+
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct TargetPort {
+    number: u64,
+}
+
+/// One address, or one per port.
+#[derive(Debug, Deserialize)]
+#[serde(untagged)]
+enum Addresses {
+    One(String),
+    Each(Vec<String>),
+}
+
+impl Default for Addresses {
+    fn default() -> Self {
+        Self::Each(Vec::new())
+    }
+}
+
+impl Addresses {
+    fn into_list(self) -> Vec<String> {
+        match self {
+            Self::One(address) => vec![address],
+            Self::Each(addresses) => addresses,
+        }
+    }
+}
+
+impl RawList {
+    /// The ports of entries that list none.
+    fn default_ports(&self) -> Result<Vec<u16>, String> {
+        match (&self.target_ports, &self.ports) {
+            (Some(_), Some(_)) => Err("ports says the same; give one of both".to_owned()),
+            (Some(ports), None) | (None, Some(ports)) => ports.iter().map(RawPort::check).collect(),
+            (None, None) => Ok(Vec::new()),
+        }
+    }
 }
 
 impl RawEndpoint {
-    fn check(self) -> Result<EndpointSpec, (&'static str, String)> {
+    fn check(self, defaults: &[u16]) -> Result<Vec<EndpointSpec>, (&'static str, String)> {
         if self.name.is_empty() {
             return Err(("name", "must not be empty".to_owned()));
         }
-        let ip: IpAddr = self.address.trim_matches(['[', ']']).parse().map_err(|_| {
-            (
-                "address",
-                format!("{:?} is not an IP address", self.address),
-            )
+        let ip = read_ip(&self.address).ok_or_else(|| {
+            let reason = format!("{:?} is not an IP address", self.address);
+            ("address", reason)
         })?;
-        let port = self.port.check().map_err(|reason| ("port", reason))?;
-        for (field, address) in [("kvEvents", &self.kv_events), ("kvReplay", &self.kv_replay)] {
-            if let Some(address) = address.as_ref().filter(|text| !text.starts_with("tcp://")) {
-                return Err((field, format!("{address:?} does not begin with tcp://")));
-            }
-        }
+        let (ports_field, ports) = self.ports(defaults)?;
+        let active = active_ports(&self.annotations, &self.labels)
+            .map_err(|reason| ("annotations", format!("active ports: {reason}")))?;
         let name = match self.namespace.as_deref() {
             None | Some("" | DEFAULT_NAMESPACE) => self.name,
             Some(namespace) => format!("{namespace}/{}", self.name),
         };
-        Ok(EndpointSpec {
+        let entry = Entry {
             name,
-            address: SocketAddr::new(ip, port),
+            ip,
+            ports,
+            active,
             labels: self.labels,
-            kv_events: self.kv_events,
-            kv_replay: self.kv_replay,
+            kv_events: self.kv_events.into_list(),
+            kv_replay: self.kv_replay.into_list(),
+        };
+        entry.endpoints().map_err(|(part, error)| {
+            let field = match part {
+                Part::Ports => ports_field,
+                Part::KvEvents => "kvEvents",
+                Part::KvReplay => "kvReplay",
+            };
+            (field, error.to_string())
         })
+    }
+
+    /// The ports, and which field says so.
+    fn ports(&self, defaults: &[u16]) -> Result<(&'static str, Vec<u16>), (&'static str, String)> {
+        let read = |field, ports: &[RawPort]| {
+            let ports = ports
+                .iter()
+                .map(RawPort::check)
+                .collect::<Result<Vec<_>, _>>();
+            ports
+                .map(|ports| (field, ports))
+                .map_err(|reason| (field, reason))
+        };
+        match (&self.port, &self.ports, &self.target_ports) {
+            (Some(port), None, None) => read("port", std::slice::from_ref(port)),
+            (None, Some(ports), None) => read("ports", ports),
+            (None, None, Some(ports)) => read("targetPorts", ports),
+            (None, None, None) => Ok(("port", defaults.to_vec())),
+            _ => Err((
+                "port",
+                "port, ports and targetPorts say the same; give one of them".to_owned(),
+            )),
+        }
     }
 }
 
 impl RawPort {
-    fn check(self) -> Result<u16, String> {
-        let (number, shown) = match self {
-            Self::Number(number) => (u16::try_from(number).ok(), number.to_string()),
-            Self::Text(text) => (text.trim().parse().ok(), text),
-        };
-        number
-            .filter(|port| *port > 0)
-            .ok_or_else(|| format!("{shown:?} is not a port from 1 to 65535"))
+    fn check(&self) -> Result<u16, String> {
+        match self {
+            Self::Number(number) | Self::Target(TargetPort { number }) => {
+                read_port(&number.to_string())
+            }
+            Self::Text(text) => read_port(text),
+        }
     }
 }
 

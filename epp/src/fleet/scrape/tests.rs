@@ -42,7 +42,11 @@ fn scraped_fleet(address: SocketAddr, intervals: Intervals) -> (Arc<Fleet>, Abor
         .unwrap();
     let started = Instant::now();
     let now: NowMs = Arc::new(move || started.elapsed().as_millis() as u64);
-    let scraper = Scraper::new(Arc::clone(&fleet), intervals, now).unwrap();
+    let options = ScrapeOptions {
+        intervals,
+        ..ScrapeOptions::default()
+    };
+    let scraper = Scraper::new(Arc::clone(&fleet), options, now).unwrap();
     let task = AbortOnDropHandle::new(tokio::spawn(scraper.run()));
     (fleet, task)
 }
@@ -116,7 +120,7 @@ async fn an_endpoint_that_nobody_serves_is_never_healthy() {
         .apply(vec![EndpointSpec::new("gone", address)])
         .unwrap();
     let now: NowMs = Arc::new(|| 1);
-    let scraper = Scraper::new(Arc::clone(&fleet), Intervals::default(), now).unwrap();
+    let scraper = Scraper::new(Arc::clone(&fleet), ScrapeOptions::default(), now).unwrap();
     let counters = scraper.counters();
     let _task = AbortOnDropHandle::new(tokio::spawn(scraper.run()));
     let failed = async {
@@ -127,4 +131,126 @@ async fn an_endpoint_that_nobody_serves_is_never_healthy() {
     tokio::time::timeout(DEADLINE, failed).await.unwrap();
     let live = until(&fleet, |_| true).await;
     assert!(!live.healthy && live.scraped_at_ms == 0);
+}
+
+/// A worker that serves a fixed page at any path.
+async fn fixed(page: &'static str) -> SocketAddr {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let app = Router::new().route("/other/page", get(move || async move { page }));
+    tokio::spawn(async move { axum::serve(listener, app).await });
+    address
+}
+
+#[tokio::test]
+async fn adapters_and_another_engine_are_read_at_another_port_and_path() {
+    let address = fixed(
+        "nv_trt_llm_request_metrics{request_type=\"waiting\"} 5\n\
+         nv_trt_llm_request_metrics{request_type=\"scheduled\"} 6\n\
+         nv_trt_llm_kv_cache_block_metrics{kv_cache_block_type=\"fraction\"} 0.5\n",
+    )
+    .await;
+    let fleet = Fleet::new();
+    let elsewhere = SocketAddr::new(address.ip(), 1);
+    let mut spec = EndpointSpec::new("triton", elsewhere);
+    let engine = "triton-tensorrt-llm".to_owned();
+    spec.labels
+        .insert("llm-d.ai/engine-type".to_owned(), engine);
+    fleet.apply(vec![spec]).unwrap();
+    let options = ScrapeOptions {
+        path: "/other/page".to_owned(),
+        port: Some(address.port()),
+        ..ScrapeOptions::default()
+    };
+    let now: NowMs = Arc::new(|| 1);
+    let scraper = Scraper::new(Arc::clone(&fleet), options, now).unwrap();
+    let _task = AbortOnDropHandle::new(tokio::spawn(scraper.run()));
+    let live = until(&fleet, |live| live.healthy).await;
+    assert_eq!((live.waiting, live.running), (5, 6));
+}
+
+#[tokio::test]
+async fn adapters_of_the_page_come_to_the_snapshot() {
+    let address = fixed(
+        "vllm:num_requests_waiting 0\nvllm:num_requests_running 0\nvllm:kv_cache_usage_perc 0\n\
+         vllm:lora_requests_info{max_lora=\"2\",running_lora_adapters=\"sql\"} 1.7e9\n",
+    )
+    .await;
+    let fleet = Fleet::new();
+    fleet
+        .apply(vec![EndpointSpec::new("worker", address)])
+        .unwrap();
+    let options = ScrapeOptions {
+        path: "/other/page".to_owned(),
+        ..ScrapeOptions::default()
+    };
+    let now: NowMs = Arc::new(|| 1);
+    let scraper = Scraper::new(Arc::clone(&fleet), options, now).unwrap();
+    let mut first_pages = scraper.first_pages();
+    let _task = AbortOnDropHandle::new(tokio::spawn(scraper.run()));
+    let ready = first_pages.wait_for(|done| *done);
+    tokio::time::timeout(DEADLINE, ready)
+        .await
+        .unwrap()
+        .unwrap();
+    let mut snapshot = Snapshot::default();
+    fleet.snapshot_into(&mut snapshot);
+    assert!(snapshot.live[0].healthy);
+    assert_eq!(snapshot.adapters[0].max, 2);
+    assert_eq!(snapshot.adapters[0].running, ["sql".into()]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_start_waits_for_first_pages_and_not_for_ever() {
+    let fleet = Fleet::new();
+    let now: NowMs = Arc::new(|| 1);
+    let scraper = |fleet: &Arc<Fleet>| {
+        Scraper::new(
+            Arc::clone(fleet),
+            ScrapeOptions::default(),
+            Arc::clone(&now),
+        )
+        .unwrap()
+    };
+    let empty = scraper(&fleet);
+    let mut first_pages = empty.first_pages();
+    assert!(!*first_pages.borrow());
+    let started = Instant::now();
+    let task = AbortOnDropHandle::new(tokio::spawn(empty.run()));
+    first_pages.wait_for(|done| *done).await.unwrap();
+    assert_eq!(started.elapsed(), Duration::ZERO);
+    drop(task);
+
+    let pages = FirstPages::default();
+    let mut done = pages.subscribe();
+    fleet
+        .apply(vec![
+            EndpointSpec::new("a", ([127, 0, 0, 1], 1).into()),
+            EndpointSpec::new("b", ([127, 0, 0, 1], 2).into()),
+        ])
+        .unwrap();
+    let members = Arc::clone(&fleet.membership().borrow());
+    pages.begin(&members);
+    pages.seen(&members[0]);
+    pages.seen(&members[0]);
+    assert!(!*done.borrow_and_update());
+    pages.seen(&members[1]);
+    assert!(*done.borrow_and_update());
+    let other = FirstPages::default();
+    other.begin(&members);
+    other.give_up();
+    assert!(*other.subscribe().borrow());
+}
+
+#[test]
+fn urls_are_those_of_ipv6_too() {
+    let options = ScrapeOptions {
+        scheme: Scheme::Https,
+        port: Some(9400),
+        ..ScrapeOptions::default()
+    };
+    let address = "[fd00::1]:8000".parse().unwrap();
+    assert_eq!(options.url(address), "https://[fd00::1]:9400/metrics");
+    let plain = ScrapeOptions::default();
+    assert_eq!(plain.url(address), "http://[fd00::1]:8000/metrics");
 }

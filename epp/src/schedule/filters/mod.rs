@@ -5,8 +5,10 @@ pub mod endpoint_attribute;
 pub mod header_based_testing;
 pub mod healthy;
 pub mod label_selector;
+pub mod prefix_cache_affinity;
 pub mod role;
 pub mod session_affinity;
+pub mod slo_headroom_tier;
 pub mod topology_affinity;
 pub mod utilization;
 
@@ -22,10 +24,12 @@ pub const MAKERS: &[Maker<dyn Filter>] = &[
     healthy::MAKER,
     label_selector::MAKER,
     label_selector::DEPRECATED_MAKER,
+    prefix_cache_affinity::MAKER,
     role::DECODE_MAKER,
     role::ENCODE_MAKER,
     role::PREFILL_MAKER,
     session_affinity::MAKER,
+    slo_headroom_tier::MAKER,
     topology_affinity::MAKER,
     utilization::MAKER,
 ];

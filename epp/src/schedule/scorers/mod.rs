@@ -5,6 +5,7 @@ pub mod context_length_aware;
 pub mod endpoint_attribute;
 pub mod header_label_affinity;
 pub mod kv_cache_utilization;
+pub mod latency;
 pub mod load_aware;
 pub mod lora_affinity;
 mod min_max;
@@ -32,6 +33,7 @@ pub const MAKERS: &[Maker<dyn Scorer>] = &[
     endpoint_attribute::MAKER,
     header_label_affinity::MAKER,
     kv_cache_utilization::MAKER,
+    latency::MAKER,
     load_aware::MAKER,
     lora_affinity::MAKER,
     mm_embeddings_cache::MAKER,

@@ -48,6 +48,72 @@ fn the_fields_format_is_read_with_our_additions() {
 }
 
 #[test]
+fn an_entry_with_several_ports_is_an_endpoint_for_each() {
+    let content = "
+targetPorts: [{number: 8000}, \"8001\"]
+endpoints:
+  - name: a
+    address: \"[fd00::1]\"
+    kvEvents: tcp://[fd00::1]:5557
+  - name: b
+    address: 10.0.0.2
+    ports: [9000, 9001, 9002]
+    annotations: {llm-d.ai/active-ports: \"9000,9002\"}
+    kvEvents: [tcp://h:1, tcp://h:2, tcp://h:3]
+  - name: c
+    address: 10.0.0.3
+    port: 7000
+  - name: d
+    namespace: prod
+    address: 10.0.0.4
+    targetPorts: [7000]
+";
+    let specs = parse("workers.yaml", content.as_bytes()).unwrap();
+    let shown: Vec<String> = specs
+        .iter()
+        .map(|spec| {
+            let events = spec.kv_events.as_deref().unwrap_or("-");
+            format!(
+                "{} {} {} {} {events}",
+                spec.name, spec.pod, spec.rank, spec.address
+            )
+        })
+        .collect();
+    assert_eq!(
+        shown,
+        [
+            "a-rank-0 a 0 [fd00::1]:8000 tcp://[fd00::1]:5557",
+            "a-rank-1 a 1 [fd00::1]:8001 tcp://[fd00::1]:5558",
+            "b-rank-0 b 0 10.0.0.2:9000 tcp://h:1",
+            "b-rank-2 b 2 10.0.0.2:9002 tcp://h:3",
+            "c c 0 10.0.0.3:7000 -",
+            "prod/d prod/d 0 10.0.0.4:7000 -",
+        ]
+    );
+}
+
+#[test]
+fn ports_that_make_no_sense_are_named() {
+    let none = "endpoints: [{name: a, address: 10.0.0.1}]";
+    let expected = "workers.yaml, endpoints[0].port: no port is given";
+    assert_eq!(message(none), expected);
+    let of = |fields: &str| {
+        message(&format!(
+            "endpoints: [{{name: a, address: 10.0.0.1, {fields}}}]"
+        ))
+    };
+    assert!(of("port: 1, ports: [2]").contains("give one of them"));
+    assert!(of("ports: [1, 0]").contains("endpoints[0].ports: \"0\" is not a port"));
+    assert!(of("ports: [1, 1]").contains("endpoints[0].ports: port 1 is given twice"));
+    assert!(of("targetPorts: [1,2,3,4,5,6,7,8,9]").contains("endpoints[0].targetPorts: 9 ports"));
+    let active = of("port: 1, annotations: {llm-d.ai/active-ports: x}");
+    assert!(active.contains("endpoints[0].annotations"), "{active}");
+    assert!(message("targetPorts: [0]\nendpoints: []").contains("workers.yaml, targetPorts: "));
+    let both = "targetPorts: [1]\nports: [1]\nendpoints: []";
+    assert!(message(both).contains("give one of both"));
+}
+
+#[test]
 fn json_is_read_too() {
     let json = r#"{"endpoints": [{"name": "a", "address": "10.0.0.1", "port": "8000"}]}"#;
     assert_eq!(parse("workers.json", json.as_bytes()).unwrap().len(), 1);
