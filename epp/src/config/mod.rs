@@ -9,6 +9,7 @@ pub mod flags;
 pub mod foreign_flags;
 pub mod plugins;
 pub mod resolved;
+pub mod resources;
 pub mod settings;
 pub mod values;
 
