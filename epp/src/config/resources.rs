@@ -277,11 +277,7 @@ fn unique<T>(
     }
 }
 
-fn newer<T>(
-    all: Vec<(objects::Identity, T)>,
-    kind: &str,
-    warnings: &mut Vec<String>,
-) -> Vec<T> {
+fn newer<T>(all: Vec<(objects::Identity, T)>, kind: &str, warnings: &mut Vec<String>) -> Vec<T> {
     let present: std::collections::HashSet<(String, String)> = all
         .iter()
         .filter(|(identity, _)| identity.group == Group::Current)

@@ -101,7 +101,11 @@ fn system_text(system: Value) -> Option<String> {
             let texts = blocks
                 .iter()
                 .filter_map(|block| block.get("text")?.as_str());
-            Some(texts.filter(|text| !text.starts_with(BILLING_HEADER)).collect())
+            Some(
+                texts
+                    .filter(|text| !text.starts_with(BILLING_HEADER))
+                    .collect(),
+            )
         }
         _ => None,
     }
@@ -221,14 +225,13 @@ fn image_part(mut block: Map<String, Value>) -> Option<Value> {
     let Value::Object(mut source) = take(&mut block, "source") else {
         return None;
     };
-    let url = match take_text(&mut source, "url") {
-        Some(url) => url,
-        None => {
-            let data = take_text(&mut source, "data")?;
-            let media_type = take_text(&mut source, "media_type");
-            let media_type = media_type.as_deref().unwrap_or("image/jpeg");
-            format!("data:{media_type};base64,{data}")
-        }
+    let url = if let Some(url) = take_text(&mut source, "url") {
+        url
+    } else {
+        let data = take_text(&mut source, "data")?;
+        let media_type = take_text(&mut source, "media_type");
+        let media_type = media_type.as_deref().unwrap_or("image/jpeg");
+        format!("data:{media_type};base64,{data}")
     };
     Some(object([
         ("type", Value::from("image_url")),

@@ -268,8 +268,7 @@ mod tests {
 
     #[test]
     fn images_are_asked_for_by_text_and_rendering_computes_no_prompt() {
-        let request =
-            image(br#"{"model":"sdxl","prompt":"a cat","n":1,"size":"64x64"}"#).unwrap();
+        let request = image(br#"{"model":"sdxl","prompt":"a cat","n":1,"size":"64x64"}"#).unwrap();
         assert_eq!(request.prompt, Some(Prompt::Text("a cat".to_owned())));
         let request = render(br#"{"model":"m","prompt":"text"}"#).unwrap();
         assert_eq!((request.kind, request.prompt), (RequestKind::Render, None));

@@ -116,16 +116,16 @@ mod tests {
 
     #[test]
     fn a_span_outside_changes_nothing() {
-        for span in [
-            3..9,
-            8..8,
-            8..9,
-            Range { start: 2, end: 1 },
-            0..usize::MAX,
-        ] {
+        for span in [3..9, 8..8, 8..9, Range { start: 2, end: 1 }, 0..usize::MAX] {
             let mut chunks = vec![b"abc".to_vec(), b"def".to_vec()];
             let error = splice(&mut chunks, span.clone(), b"new").unwrap_err();
-            assert_eq!(error, SpanOutside { span, body_bytes: 6 });
+            assert_eq!(
+                error,
+                SpanOutside {
+                    span,
+                    body_bytes: 6
+                }
+            );
             assert_eq!(chunks, [b"abc".to_vec(), b"def".to_vec()]);
         }
         assert!(splice(&mut Vec::new(), 0..1, b"new").is_err());

@@ -3,7 +3,6 @@
 //! A worker of SGLang serves one model, and its API names none; the text is encoded as it stands,
 //! without a chat template. `extra_key` is what keeps prefix caches apart there.
 
-use pointsman_proto::prompt::Prompt;
 use serde::Deserialize;
 use serde_json::Value;
 use serde_json::value::RawValue;
@@ -90,6 +89,8 @@ struct SamplingParams<'a> {
 
 #[cfg(test)]
 mod tests {
+    use pointsman_proto::prompt::Prompt;
+
     use super::*;
 
     #[test]

@@ -111,24 +111,82 @@ fn long_bodies_are_read() {
 /// Fragments of bodies: enough of them in a row now and then make a body of some API.
 fn fragment() -> impl Strategy<Value = String> {
     let keys = prop::sample::select(vec![
-        "model", "messages", "role", "content", "type", "text", "image_url", "url", "input", "source",
-        "data", "tools", "function", "name", "arguments", "stream", "system", "prompt", "input_ids",
-        "token_ids", "tool_result", "function_call", "reasoning", "summary",
+        "model",
+        "messages",
+        "role",
+        "content",
+        "type",
+        "text",
+        "image_url",
+        "url",
+        "input",
+        "source",
+        "data",
+        "tools",
+        "function",
+        "name",
+        "arguments",
+        "stream",
+        "system",
+        "prompt",
+        "input_ids",
+        "token_ids",
+        "tool_result",
+        "function_call",
+        "reasoning",
+        "summary",
     ]);
     prop_oneof![
         keys.prop_map(|key| format!("\"{key}\"")),
-        prop::sample::select(vec!["{", "}", "[", "]", ":", ",", "null", "true", "1", "-1", "1e999", "\"\\ud800\""])
-            .prop_map(str::to_owned),
+        prop::sample::select(vec![
+            "{",
+            "}",
+            "[",
+            "]",
+            ":",
+            ",",
+            "null",
+            "true",
+            "1",
+            "-1",
+            "1e999",
+            "\"\\ud800\""
+        ])
+        .prop_map(str::to_owned),
     ]
 }
 
 /// Values that are shaped like bodies, with the names that parsers look for in any place.
 fn value() -> impl Strategy<Value = serde_json::Value> {
     let names = vec![
-        "model", "messages", "role", "content", "type", "text", "image_url", "url", "input", "source",
-        "data", "tools", "function", "name", "arguments", "user", "assistant", "input_text", "image",
-        "tool_use", "tool_result", "function_call", "message", "reasoning", "thinking", "summary",
-        "system", "instructions",
+        "model",
+        "messages",
+        "role",
+        "content",
+        "type",
+        "text",
+        "image_url",
+        "url",
+        "input",
+        "source",
+        "data",
+        "tools",
+        "function",
+        "name",
+        "arguments",
+        "user",
+        "assistant",
+        "input_text",
+        "image",
+        "tool_use",
+        "tool_result",
+        "function_call",
+        "message",
+        "reasoning",
+        "thinking",
+        "summary",
+        "system",
+        "instructions",
     ];
     let leaf = prop_oneof![
         prop::sample::select(names.clone()).prop_map(serde_json::Value::from),
@@ -138,8 +196,12 @@ fn value() -> impl Strategy<Value = serde_json::Value> {
     leaf.prop_recursive(5, 60, 6, move |inner| {
         prop_oneof![
             prop::collection::vec(inner.clone(), 0..5).prop_map(serde_json::Value::from),
-            prop::collection::hash_map(prop::sample::select(names.clone()), inner, 0..6)
-                .prop_map(|map| map.into_iter().map(|(key, value)| (key.to_owned(), value)).collect()),
+            prop::collection::hash_map(prop::sample::select(names.clone()), inner, 0..6).prop_map(
+                |map| map
+                    .into_iter()
+                    .map(|(key, value)| (key.to_owned(), value))
+                    .collect()
+            ),
         ]
     })
 }

@@ -112,10 +112,11 @@ mod tests {
         body
     }
 
-    /// Written by hand after the .proto: request_id "r1", tokenized {original_text "x", input_ids
-    /// [1, 300]}, sampling_params {temperature 0.5, max_tokens 16}, stream true, mm_inputs
-    /// {pixel_values {inline "zz"}, mm_hashes ["ab"]}, data_parallel_rank 1.
-    const GENERATE: &[u8] = b"\x0a\x02r1\x12\x08\x0a\x01x\x12\x03\x01\xac\x02\x22\x07\x0d\0\0\0\x3f\x40\x10\x28\x01\
+    /// Written by hand after the .proto: request_id `r1`, tokenized with the text `x` and the ids 1
+    /// and 300, sampling_params with temperature 0.5 and max_tokens 16, stream, mm_inputs with
+    /// pixel values `zz` and the hash `ab`, data_parallel_rank 1.
+    const GENERATE: &[u8] =
+        b"\x0a\x02r1\x12\x08\x0a\x01x\x12\x03\x01\xac\x02\x22\x07\x0d\0\0\0\x3f\x40\x10\x28\x01\
         \x3a\x0a\x12\x04\x0a\x02zz\x32\x02ab\x48\x01";
 
     #[test]

@@ -97,7 +97,9 @@ pub(super) fn read(root: &Node) -> Result<Vec<Document>, Fault> {
         return Ok(vec![object(&at)?]);
     }
     at.only(&["apiVersion", "kind", "metadata", "items"])?;
-    let items = at.get("items")?.map_or_else(|| Ok(Vec::new()), |at| at.list())?;
+    let items = at
+        .get("items")?
+        .map_or_else(|| Ok(Vec::new()), |at| at.list())?;
     items.iter().map(object).collect()
 }
 
@@ -150,7 +152,10 @@ fn object(at: &At<'_>) -> Result<Document, Fault> {
 fn group(at: &At<'_>) -> Result<Group, Fault> {
     let given = at.text()?;
     for group in [Group::Current, Group::Legacy] {
-        if given.strip_suffix(VERSION).and_then(|rest| rest.strip_suffix('/')) == Some(group.name())
+        if given
+            .strip_suffix(VERSION)
+            .and_then(|rest| rest.strip_suffix('/'))
+            == Some(group.name())
         {
             return Ok(group);
         }
@@ -212,7 +217,8 @@ fn rule(at: &At<'_>, warnings: &mut Vec<Fault>) -> Result<RewriteRule, Fault> {
     if targets.is_empty() {
         warnings.push(at.fault("has no targets, so the requests that it matches keep their model"));
     } else if weighted > 0 && weighted < targets.len() {
-        warnings.push(at.fault("has targets with and without a weight: those without get no requests"));
+        warnings
+            .push(at.fault("has targets with and without a weight: those without get no requests"));
     }
     Ok(RewriteRule { models, targets })
 }
@@ -224,7 +230,10 @@ fn model(at: &At<'_>) -> Result<String, Fault> {
     if let Some(kind) = model.given("type")?
         && kind.text()? != "Exact"
     {
-        return Err(kind.fault(format!("{:?} is not Exact, the one type there is", kind.text()?)));
+        return Err(kind.fault(format!(
+            "{:?} is not Exact, the one type there is",
+            kind.text()?
+        )));
     }
     Ok(model.need("value")?.filled_text()?.to_owned())
 }

@@ -1,5 +1,7 @@
 //! Manifests as operators write them, what is refused in them, and that no bytes do harm.
 
+use std::fmt::Write as _;
+
 use proptest::prelude::*;
 
 use super::*;
@@ -40,7 +42,9 @@ items:
 "#;
 
 fn text_of(content: &str) -> String {
-    parse("res.yaml", content.as_bytes()).unwrap_err().to_string()
+    parse("res.yaml", content.as_bytes())
+        .unwrap_err()
+        .to_string()
 }
 
 /// An objective whose spec is given, from line 5 on.
@@ -75,7 +79,7 @@ fn a_whole_manifest_is_read() {
         pool: "my-pool".to_owned(),
         priority: 5,
     };
-    assert_eq!(resources.rewrites, [canary.clone()]);
+    assert_eq!(resources.rewrites, std::slice::from_ref(&canary));
     assert_eq!(resources.objectives.len(), 2);
     assert_eq!(
         resources.for_pool("my-pool"),
@@ -102,7 +106,12 @@ fn json_is_yaml_and_nothing_is_nothing() {
         "spec": {"poolRef": {"name": "p"}}}"#;
     let resources = parse("res.json", json.as_bytes()).unwrap();
     assert_eq!(resources.objectives[0].priority, 0);
-    for nothing in ["", "---\n", "# comment\n---\n---\n...\n", "%YAML 1.2\n---\n"] {
+    for nothing in [
+        "",
+        "---\n",
+        "# comment\n---\n---\n...\n",
+        "%YAML 1.2\n---\n",
+    ] {
         assert_eq!(
             parse("res.yaml", nothing.as_bytes()),
             Ok(Resources::default()),
@@ -135,7 +144,11 @@ fn the_older_group_gives_way_wherever_it_stands() {
         priorities.sort_unstable();
         assert_eq!(priorities, [1, 3]);
         assert_eq!(resources.warnings.len(), 1);
-        assert!(resources.warnings[0].contains("\"a\""), "{:?}", resources.warnings);
+        assert!(
+            resources.warnings[0].contains("\"a\""),
+            "{:?}",
+            resources.warnings
+        );
     }
     let twice = of(current, "a", 1) + &of(current, "a", 2);
     assert_eq!(
@@ -144,25 +157,35 @@ fn the_older_group_gives_way_wherever_it_stands() {
     );
 }
 
+fn check_refused(cases: &[(String, &str)]) {
+    for (content, expected) in cases {
+        let text = text_of(content);
+        assert!(
+            text.starts_with(&format!("res.yaml, {expected}")),
+            "{text}\n{content}"
+        );
+    }
+}
+
 #[test]
-fn errors_name_document_line_and_path() {
-    let rules = |rules: &str| {
-        with_spec(
-            "InferenceModelRewrite",
-            &format!("  poolRef: {{name: p}}\n  rules:\n  - {rules}"),
-        )
-    };
-    let cases = [
+fn errors_in_an_objective_name_line_and_path() {
+    check_refused(&[
         (
             with_spec("InferenceObjective", "  poolRef: {name: p}\n  prioritty: 1"),
             "line 6 (document 1): spec.prioritty: is no field here; known are poolRef, priority",
         ),
         (
-            with_spec("InferenceObjective", "  poolRef: {name: p}\n  priority: high"),
+            with_spec(
+                "InferenceObjective",
+                "  poolRef: {name: p}\n  priority: high",
+            ),
             "line 6 (document 1): spec.priority: is text, not a whole number",
         ),
         (
-            with_spec("InferenceObjective", "  poolRef: {name: p}\n  priority: 3000000000"),
+            with_spec(
+                "InferenceObjective",
+                "  poolRef: {name: p}\n  priority: 3000000000",
+            ),
             "line 6 (document 1): spec.priority: 3000000000 is outside the range of 32 bits",
         ),
         (
@@ -173,6 +196,18 @@ fn errors_name_document_line_and_path() {
             with_spec("InferenceObjective", "  poolRef: {kind: Service, name: p}"),
             "line 5 (document 1): spec.poolRef.kind: \"Service\" is no InferencePool",
         ),
+    ]);
+}
+
+#[test]
+fn errors_in_a_rewrite_name_line_and_path() {
+    let rules = |rules: &str| {
+        with_spec(
+            "InferenceModelRewrite",
+            &format!("  poolRef: {{name: p}}\n  rules:\n  - {rules}"),
+        )
+    };
+    check_refused(&[
         (
             rules("targets: [{modelRewrite: a, weight: 0}]"),
             "line 7 (document 1): spec.rules[0].targets[0].weight: 0 is not from 1 to 1000000",
@@ -193,15 +228,21 @@ fn errors_name_document_line_and_path() {
             rules("matches: {model: a}"),
             "line 7 (document 1): spec.rules[0].matches: is an object, not a list",
         ),
+    ]);
+}
+
+#[test]
+fn errors_in_what_a_document_is_name_it() {
+    check_refused(&[
         (
             "---\nkind: InferenceObjective\nmetadata: {name: x}\n".to_owned(),
             "line 2 (document 1): apiVersion: is missing",
         ),
+        ("a: 1\n".to_owned(), "line 1 (document 1): kind: is missing"),
         (
-            "a: 1\n".to_owned(),
-            "line 1 (document 1): kind: is missing",
+            "- 1\n".to_owned(),
+            "line 1 (document 1): is a list, not an object",
         ),
-        ("- 1\n".to_owned(), "line 1 (document 1): is a list, not an object"),
         (
             "kind: x\n---\napiVersion: llm-d.ai/v1alpha1\nkind: InferenceObjective\n".to_owned(),
             "line 3 (document 2): apiVersion: \"llm-d.ai/v1alpha1\" is neither llm-d.ai/v1alpha2 nor \
@@ -217,14 +258,11 @@ fn errors_name_document_line_and_path() {
             "line 3 (document 1): metadata.nmae: is no field here",
         ),
         (
-            "kind: List\nitems: [{kind: Pod}, {kind: InferenceObjective, apiVersion: 7}]\n".to_owned(),
+            "kind: List\nitems: [{kind: Pod}, {kind: InferenceObjective, apiVersion: 7}]\n"
+                .to_owned(),
             "line 2 (document 1): items[1].apiVersion: is a number, not text",
         ),
-    ];
-    for (content, expected) in cases {
-        let text = text_of(&content);
-        assert!(text.starts_with(&format!("res.yaml, {expected}")), "{text}\n{content}");
-    }
+    ]);
 }
 
 #[test]
@@ -274,12 +312,16 @@ fn size_depth_and_aliases_are_bounded() {
             file: "f".to_owned()
         })
     );
-    let deep = format!("kind: x\na: {}{}\n", "[".repeat(100_000), "]".repeat(100_000));
+    let deep = format!(
+        "kind: x\na: {}{}\n",
+        "[".repeat(100_000),
+        "]".repeat(100_000)
+    );
     assert!(parse("f", deep.as_bytes()).is_err());
     let mut bomb = "a: &a [x, x, x, x, x, x, x, x, x, x]\n".to_owned();
     for (before, name) in "abcdefgh".chars().zip("bcdefghi".chars()) {
         let aliases = vec![format!("*{before}"); 10].join(", ");
-        bomb.push_str(&format!("{name}: &{name} [{aliases}]\n"));
+        writeln!(bomb, "{name}: &{name} [{aliases}]").unwrap();
     }
     assert!(parse("f", bomb.as_bytes()).is_err());
     assert!(parse("f", b"kind: \xff").is_err());

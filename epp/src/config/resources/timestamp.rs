@@ -5,15 +5,13 @@
 pub(super) fn seconds_since_1970(text: &str) -> Option<i64> {
     let (date, time) = text.split_once(['T', 't'])?;
     let days = days_since_1970(date)?;
-    let (clock, offset_s) = match time.strip_suffix(['Z', 'z']) {
-        Some(clock) => (clock, 0),
-        None => {
-            let sign = time.rfind(['+', '-'])?;
-            let (clock, offset) = time.split_at(sign);
-            let minutes = offset_minutes(offset.get(1..)?)?;
-            let is_east = offset.starts_with('+');
-            (clock, if is_east { minutes * 60 } else { -minutes * 60 })
-        }
+    let (clock, offset_s) = if let Some(clock) = time.strip_suffix(['Z', 'z']) {
+        (clock, 0)
+    } else {
+        let (clock, offset) = time.split_at(time.rfind(['+', '-'])?);
+        let minutes = offset_minutes(offset.get(1..)?)?;
+        let is_east = offset.starts_with('+');
+        (clock, if is_east { minutes * 60 } else { -minutes * 60 })
     };
     let clock = match clock.split_once('.') {
         None => clock,
