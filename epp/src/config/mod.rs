@@ -10,6 +10,7 @@ pub mod foreign_flags;
 pub mod plugins;
 pub mod producers;
 pub mod resolved;
+pub mod resources;
 pub mod settings;
 pub mod values;
 

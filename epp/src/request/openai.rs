@@ -1,80 +1,127 @@
-//! The OpenAI API: chat completions and completions.
+//! `openai-parser`: chat completions, completions, embeddings and image generation. (Responses and
+//! conversations are `responses.rs`.)
 //!
-//! One pass of serde over the body. Fields that are only passed on are skipped, optional ones are
-//! borrowed as raw JSON and looked at leniently, and only a conversation is built as a tree,
-//! because a chat template walks it.
-
-use std::borrow::Cow;
-use std::ops::Range;
+//! vLLM's additions are read where they say what is computed (`cache_salt`, `chat_template_kwargs`,
+//! `add_generation_prompt`), and embeddings may be asked for a conversation as well as for text.
 
 use pointsman_proto::prompt::{ChatPrompt, Prompt};
 use serde::Deserialize;
 use serde_json::Value;
 use serde_json::value::RawValue;
 
-use super::{InferenceRequest, ParseError, Parser, RequestKind};
+use super::fields::{self, first_prompt, includes_usage, object_of, typed};
+use super::parsers::{Api, ParserType};
+use super::responses::{conversations, responses};
+use super::{InferenceRequest, ParseError, RequestKind, media};
 
-/// `POST .../chat/completions`
-pub(super) struct ChatCompletions;
+/// The plugin's type name.
+pub(super) const TYPE_NAME: &str = "openai-parser";
 
-impl Parser for ChatCompletions {
-    fn path_suffixes(&self) -> &'static [&'static str] {
-        &["chat/completions"]
-    }
+/// The plugin type.
+pub(super) const TYPE: ParserType = ParserType::new(
+    TYPE_NAME,
+    &[
+        Api::json("chat/completions", chat),
+        Api::json("completions", completion),
+        Api::json("embeddings", embedding),
+        Api::json("responses", responses),
+        Api::json("conversations", conversations),
+        Api::json("chat/completions/render", render),
+        Api::json("completions/render", render),
+        Api::json("responses/render", render),
+        Api::json("images/generations", image),
+    ],
+);
 
-    fn parse(&self, body: &[u8]) -> Result<InferenceRequest, ParseError> {
-        let fields: ChatBody<'_> = serde_json::from_slice(body)?;
-        let (model, model_span) = model(fields.model, body)?;
-        let prompt = fields.messages.filter(Value::is_array).map(|messages| {
-            Prompt::Chat(ChatPrompt {
-                messages,
-                tools: fields
-                    .tools
-                    .filter(|tools| tools.as_array().is_some_and(|list| !list.is_empty())),
-                add_generation_prompt: typed(fields.add_generation_prompt).unwrap_or(true),
-                template_kwargs: match fields.chat_template_kwargs {
-                    Some(Value::Object(map)) => Some(map),
-                    _ => None,
-                },
-            })
-        });
-        Ok(InferenceRequest {
-            kind: RequestKind::Chat,
-            model,
-            model_span: Some(model_span),
-            stream: typed(fields.stream).unwrap_or(false),
-            prompt,
-            cache_salt: typed(fields.cache_salt),
-            max_tokens: typed(fields.max_completion_tokens).or_else(|| typed(fields.max_tokens)),
-        })
-    }
+fn chat(body: &[u8]) -> Result<InferenceRequest, ParseError> {
+    chat_of_any_model(body)?.with_model()
 }
 
-/// `POST .../completions`
-pub(super) struct Completions;
-
-impl Parser for Completions {
-    fn path_suffixes(&self) -> &'static [&'static str] {
-        &["completions"]
+/// Reads a chat completion that may go without a model, for APIs that name it elsewhere.
+pub(super) fn chat_of_any_model(body: &[u8]) -> Result<InferenceRequest, ParseError> {
+    let fields: ChatBody<'_> = fields::read(body)?;
+    let mut request = InferenceRequest::new(RequestKind::Chat);
+    request.set_model(fields.model, body);
+    request.stream = typed(fields.stream).unwrap_or(false);
+    request.stream_options_include_usage = includes_usage(fields.stream_options);
+    request.cache_salt = typed(fields.cache_salt);
+    request.max_tokens = typed(fields.max_completion_tokens).or_else(|| typed(fields.max_tokens));
+    if let Some(messages) = fields.messages.filter(Value::is_array) {
+        request.media = media::of_messages(&messages);
+        request.prompt = Some(Prompt::Chat(ChatPrompt {
+            messages,
+            tools: fields.tools.filter(is_filled_list),
+            add_generation_prompt: typed(fields.add_generation_prompt).unwrap_or(true),
+            template_kwargs: object_of(fields.chat_template_kwargs),
+        }));
     }
+    Ok(request)
+}
 
-    fn parse(&self, body: &[u8]) -> Result<InferenceRequest, ParseError> {
-        let fields: CompletionBody<'_> = serde_json::from_slice(body)?;
-        let (model, model_span) = model(fields.model, body)?;
-        Ok(InferenceRequest {
-            kind: RequestKind::Completion,
-            model,
-            model_span: Some(model_span),
-            stream: typed(fields.stream).unwrap_or(false),
-            prompt: fields.prompt.and_then(first_prompt),
-            cache_salt: typed(fields.cache_salt),
-            max_tokens: typed(fields.max_tokens),
-        })
+fn completion(body: &[u8]) -> Result<InferenceRequest, ParseError> {
+    let fields: CompletionBody<'_> = fields::read(body)?;
+    let mut request = InferenceRequest::new(RequestKind::Completion);
+    request.set_model(fields.model, body);
+    request.stream = typed(fields.stream).unwrap_or(false);
+    request.stream_options_include_usage = includes_usage(fields.stream_options);
+    request.cache_salt = typed(fields.cache_salt);
+    request.max_tokens = typed(fields.max_tokens);
+    request.prompt = fields.prompt.and_then(first_prompt);
+    request.with_model()
+}
+
+fn embedding(body: &[u8]) -> Result<InferenceRequest, ParseError> {
+    let fields: EmbeddingBody<'_> = fields::read(body)?;
+    let mut request = InferenceRequest::new(RequestKind::Embedding);
+    request.set_model(fields.model, body);
+    request.cache_salt = typed(fields.cache_salt);
+    request.prompt = fields.input.and_then(first_prompt);
+    if let (None, Some(messages)) = (&request.prompt, fields.messages.filter(Value::is_array)) {
+        request.media = media::of_messages(&messages);
+        request.prompt = Some(Prompt::Chat(ChatPrompt {
+            messages,
+            tools: None,
+            // Nothing is generated after the conversation.
+            add_generation_prompt: typed(fields.add_generation_prompt).unwrap_or(false),
+            template_kwargs: object_of(fields.chat_template_kwargs),
+        }));
     }
+    request.with_model()
+}
+
+fn image(body: &[u8]) -> Result<InferenceRequest, ParseError> {
+    let fields: ImageBody<'_> = fields::read(body)?;
+    let mut request = InferenceRequest::new(RequestKind::Image);
+    request.set_model(fields.model, body);
+    request.stream = typed(fields.stream).unwrap_or(false);
+    request.prompt = typed(fields.prompt).map(Prompt::Text);
+    request.with_model()
+}
+
+/// A request to render only. The worker computes nothing that a later request could reuse, so its
+/// prompt is not looked up, nor remembered as being held by whoever rendered it.
+pub(super) fn render(body: &[u8]) -> Result<InferenceRequest, ParseError> {
+    model_only(RequestKind::Render, body)
+}
+
+/// A request of which only the model matters.
+pub(super) fn model_only(kind: RequestKind, body: &[u8]) -> Result<InferenceRequest, ParseError> {
+    #[derive(Deserialize)]
+    struct ModelBody<'a> {
+        #[serde(borrow)]
+        model: Option<&'a RawValue>,
+    }
+    let fields: ModelBody<'_> = fields::read(body)?;
+    let mut request = InferenceRequest::new(kind);
+    request.set_model(fields.model, body);
+    request.with_model()
+}
+
+fn is_filled_list(value: &Value) -> bool {
+    value.as_array().is_some_and(|list| !list.is_empty())
 }
 
 #[derive(Deserialize)]
-#[serde(expecting = "a JSON object")]
 struct ChatBody<'a> {
     #[serde(borrow)]
     model: Option<&'a RawValue>,
@@ -86,6 +133,8 @@ struct ChatBody<'a> {
     #[serde(borrow)]
     stream: Option<&'a RawValue>,
     #[serde(borrow)]
+    stream_options: Option<&'a RawValue>,
+    #[serde(borrow)]
     cache_salt: Option<&'a RawValue>,
     #[serde(borrow)]
     max_tokens: Option<&'a RawValue>,
@@ -94,7 +143,6 @@ struct ChatBody<'a> {
 }
 
 #[derive(Deserialize)]
-#[serde(expecting = "a JSON object")]
 struct CompletionBody<'a> {
     #[serde(borrow)]
     model: Option<&'a RawValue>,
@@ -103,46 +151,35 @@ struct CompletionBody<'a> {
     #[serde(borrow)]
     stream: Option<&'a RawValue>,
     #[serde(borrow)]
+    stream_options: Option<&'a RawValue>,
+    #[serde(borrow)]
     cache_salt: Option<&'a RawValue>,
     #[serde(borrow)]
     max_tokens: Option<&'a RawValue>,
 }
 
-/// The model name and where its JSON string lies in the body.
-fn model(field: Option<&RawValue>, body: &[u8]) -> Result<(String, Range<usize>), ParseError> {
-    let raw = field.ok_or(ParseError::ModelMissing)?.get();
-    let name: Cow<'_, str> = serde_json::from_str(raw).map_err(|_| ParseError::ModelMissing)?;
-    if name.is_empty() {
-        return Err(ParseError::ModelMissing);
-    }
-    // The raw value borrows from the body, so the difference of the addresses is its offset.
-    let start = raw.as_ptr() as usize - body.as_ptr() as usize;
-    Ok((name.into_owned(), start..start + raw.len()))
+#[derive(Deserialize)]
+struct EmbeddingBody<'a> {
+    #[serde(borrow)]
+    model: Option<&'a RawValue>,
+    #[serde(borrow)]
+    input: Option<&'a RawValue>,
+    messages: Option<Value>,
+    chat_template_kwargs: Option<Value>,
+    #[serde(borrow)]
+    add_generation_prompt: Option<&'a RawValue>,
+    #[serde(borrow)]
+    cache_salt: Option<&'a RawValue>,
 }
 
-/// The value if it has the type that the picker expects, and nothing if it has another.
-fn typed<'a, T: Deserialize<'a>>(field: Option<&'a RawValue>) -> Option<T> {
-    serde_json::from_str(field?.get()).ok()
-}
-
-/// A prompt is text, a list of texts, a list of token ids, or a list of such lists.
-fn first_prompt(raw: &RawValue) -> Option<Prompt> {
-    let json = raw.get();
-    if json.starts_with('"') {
-        return serde_json::from_str(json).ok().map(Prompt::Text);
-    }
-    let inside = json.strip_prefix('[')?.trim_ascii_start();
-    match inside.as_bytes().first()? {
-        b'"' => first_element(json).map(Prompt::Text),
-        b'[' => first_element(json).map(Prompt::Tokens),
-        b']' => None,
-        _ => serde_json::from_str(json).ok().map(Prompt::Tokens),
-    }
-}
-
-fn first_element<'a, T: Deserialize<'a>>(list: &'a str) -> Option<T> {
-    let elements: Vec<&'a RawValue> = serde_json::from_str(list).ok()?;
-    typed(elements.first().copied())
+#[derive(Deserialize)]
+struct ImageBody<'a> {
+    #[serde(borrow)]
+    model: Option<&'a RawValue>,
+    #[serde(borrow)]
+    prompt: Option<&'a RawValue>,
+    #[serde(borrow)]
+    stream: Option<&'a RawValue>,
 }
 
 #[cfg(test)]
@@ -152,23 +189,17 @@ mod tests {
 
     use super::*;
 
-    fn chat(body: &str) -> Result<InferenceRequest, ParseError> {
-        ChatCompletions.parse(body.as_bytes())
-    }
-
-    fn completion(body: &str) -> Result<InferenceRequest, ParseError> {
-        Completions.parse(body.as_bytes())
-    }
-
     #[test]
     fn reads_a_conversation() {
         let request = chat(
-            r#"{"model":"m","stream":true,"cache_salt":"s","max_tokens":5,"max_completion_tokens":6,"temperature":0,
+            br#"{"model":"m","stream":true,"cache_salt":"s","max_tokens":5,"max_completion_tokens":6,"temperature":0,
+            "stream_options":{"include_usage":true,"continuous_usage_stats":false},
             "messages":[{"role":"user","content":"hi"}],"tools":[{"type":"function"}],
             "chat_template_kwargs":{"enable_thinking":false},"add_generation_prompt":false}"#,
         )
         .unwrap();
         assert_eq!((request.model.as_str(), request.stream), ("m", true));
+        assert!(request.stream_options_include_usage);
         assert_eq!(
             (request.cache_salt.as_deref(), request.max_tokens),
             (Some("s"), Some(6))
@@ -180,6 +211,18 @@ mod tests {
         assert_eq!(prompt.tools, Some(json!([{"type": "function"}])));
         assert!(!prompt.add_generation_prompt);
         assert_eq!(prompt.template_kwargs.map(|map| map.len()), Some(1));
+    }
+
+    #[test]
+    fn counts_the_media_of_a_conversation() {
+        let request = chat(
+            br#"{"model":"m","messages":[{"role":"user","content":[{"type":"text","text":"what is it?"},
+            {"type":"image_url","image_url":{"url":"data:image/png;base64,AAAA"}},
+            {"type":"input_audio","input_audio":{"data":"UklG","format":"wav"}}]}]}"#,
+        )
+        .unwrap();
+        let modalities: Vec<&str> = request.media.iter().map(|item| item.modality).collect();
+        assert_eq!(modalities, ["image", "audio"]);
     }
 
     #[test]
@@ -198,9 +241,38 @@ mod tests {
             ("null", None),
         ];
         for (prompt, expected) in cases {
-            let request = completion(&format!(r#"{{"model":"m","prompt":{prompt}}}"#)).unwrap();
-            assert_eq!(request.prompt, expected, "{prompt}");
+            let body = format!(r#"{{"model":"m","prompt":{prompt}}}"#);
+            assert_eq!(
+                completion(body.as_bytes()).unwrap().prompt,
+                expected,
+                "{prompt}"
+            );
+            let body = format!(r#"{{"model":"m","input":{prompt}}}"#);
+            assert_eq!(
+                embedding(body.as_bytes()).unwrap().prompt,
+                expected,
+                "{prompt}"
+            );
         }
+    }
+
+    #[test]
+    fn embeds_a_conversation_without_opening_an_answer() {
+        let request =
+            embedding(br#"{"model":"m","messages":[{"role":"user","content":"hi"}]}"#).unwrap();
+        let Some(Prompt::Chat(prompt)) = request.prompt else {
+            panic!("a conversation")
+        };
+        assert!(!prompt.add_generation_prompt);
+    }
+
+    #[test]
+    fn images_are_asked_for_by_text_and_rendering_computes_no_prompt() {
+        let request = image(br#"{"model":"sdxl","prompt":"a cat","n":1,"size":"64x64"}"#).unwrap();
+        assert_eq!(request.prompt, Some(Prompt::Text("a cat".to_owned())));
+        let request = render(br#"{"model":"m","prompt":"text"}"#).unwrap();
+        assert_eq!((request.kind, request.prompt), (RequestKind::Render, None));
+        assert!(request.model_span.is_some());
     }
 
     #[test]
@@ -211,19 +283,24 @@ mod tests {
             r#"{"model":null}"#,
             r#"{"model":""}"#,
         ] {
-            assert!(
-                matches!(completion(body), Err(ParseError::ModelMissing)),
-                "{body}"
-            );
+            for parse in [chat, completion, embedding, image, render] {
+                let error = parse(body.as_bytes()).unwrap_err();
+                assert_eq!(
+                    error.to_string(),
+                    "model not found in request body",
+                    "{body}"
+                );
+            }
         }
         let body = "{ \"model\" :  \"a\\u0062c\" }";
-        let request = completion(body).unwrap();
+        let request = completion(body.as_bytes()).unwrap();
         assert_eq!(request.model, "abc");
         assert_eq!(&body[request.model_span.unwrap()], "\"a\\u0062c\"");
     }
 
     #[test]
     fn bad_json_is_named_with_its_place() {
+        let chat = |body: &str| chat(body.as_bytes());
         let text = chat("no healthy upstream").unwrap_err().to_string();
         assert!(
             text.starts_with("error unmarshaling request bodyMap: "),
@@ -232,19 +309,26 @@ mod tests {
         assert!(text.contains("line 1 column 2"), "{text}");
         let text = chat("").unwrap_err().to_string();
         assert!(text.contains("EOF"), "{text}");
-        assert!(chat("[1]").is_err());
+        let text = chat("[1]").unwrap_err().to_string();
+        assert!(text.contains("expected a JSON object at line 1"), "{text}");
         assert!(
             chat(r#"{"model":"a","model":"b"}"#).is_err(),
             "two models are no model"
         );
         assert!(chat("{\"model\":\"a\"} trailing").is_err());
+        let positional = br#"["m","prompt",true,null,null,5]"#;
+        assert!(
+            completion(positional).is_err(),
+            "a list is no object, even if it has as many elements as there are fields"
+        );
     }
 
     #[test]
     fn fields_of_another_type_are_the_workers_to_refuse() {
-        let request =
-            chat(r#"{"model":"m","messages":"hi","stream":"yes","max_tokens":-1,"cache_salt":3}"#)
-                .unwrap();
+        let request = chat(
+            br#"{"model":"m","messages":"hi","stream":"yes","max_tokens":-1,"cache_salt":3,"stream_options":[]}"#,
+        )
+        .unwrap();
         assert_eq!(request.prompt, None);
         assert_eq!(
             (request.stream, request.max_tokens, request.cache_salt),
@@ -257,15 +341,9 @@ mod tests {
         fn model_span_is_the_name(name in "[a-zA-Z0-9/._\"\\\\é-]{1,40}", pad in "[ \n\t]{0,5}") {
             let quoted = json!(name).to_string();
             let body = format!("{{{pad}\"x\":1,\"model\"{pad}:{pad}{quoted}{pad}}}");
-            let request = completion(&body).unwrap();
+            let request = completion(body.as_bytes()).unwrap();
             prop_assert_eq!(&request.model, &name);
             prop_assert_eq!(&body[request.model_span.unwrap()], quoted);
-        }
-
-        #[test]
-        fn no_bytes_panic(body in prop::collection::vec(any::<u8>(), 0..200)) {
-            let _ = ChatCompletions.parse(&body);
-            let _ = Completions.parse(&body);
         }
     }
 }

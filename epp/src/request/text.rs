@@ -122,7 +122,7 @@ fn write_part(part: &Value, write: &mut impl FnMut(&[u8])) {
 }
 
 /// The URL or data of a part like `{"type": "image_url", "image_url": {"url": "..."}}`.
-fn medium(part: &Value) -> Option<&str> {
+pub(super) fn medium(part: &Value) -> Option<&str> {
     let field = part.get(part.get("type")?.as_str()?)?;
     let inside = field.get("url").or_else(|| field.get("data"));
     inside.unwrap_or(field).as_str()
