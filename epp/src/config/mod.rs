@@ -4,13 +4,24 @@
 //! operator who comes from another picker changes the image and nothing else. [`settings`] is what
 //! the rest of the house gets: typed, complete, and refused with one clear line where it makes no
 //! sense. [`values`] reads single values.
+//!
+//! Files are read strictly ([`yaml`], [`fields`], [`problems`]): [`epc`] the scheduling
+//! configuration, [`pools`] the list of pools. [`watch`] follows them while the program runs, and
+//! [`commands`] checks and shows them without running it.
 
+pub mod commands;
+pub mod epc;
+pub mod fields;
 pub mod flags;
 pub mod foreign_flags;
 pub mod plugins;
+pub mod pools;
+pub mod problems;
 pub mod resolved;
 pub mod settings;
 pub mod values;
+pub mod watch;
+pub mod yaml;
 
 pub use flags::Flags;
 pub use settings::{
