@@ -7,7 +7,10 @@ use anyhow::Context;
 use clap::error::ErrorKind;
 use clap::{CommandFactory, Parser};
 use pointsman_epp::clock::{self, Clock};
-use pointsman_epp::config::{EndpointSource, Flags, LogFormat, LogLevel, Settings, TlsMode};
+use pointsman_epp::config::epc::Catalogue;
+use pointsman_epp::config::{
+    EndpointSource, Flags, LogFormat, LogLevel, PoolSettings, Settings, TlsMode, commands,
+};
 use pointsman_epp::ext_proc::health::Health;
 use pointsman_epp::ext_proc::listen::{self, PortLimits};
 use pointsman_epp::ext_proc::{Processor, StreamLimits, tls};
@@ -21,10 +24,10 @@ use pointsman_epp::fleet::{EndpointSpec, Fleet, NowMs, Snapshot};
 use pointsman_epp::flow::UtilizationDetector;
 use pointsman_epp::index::approximate::{ApproximateIndex, PickLimits};
 use pointsman_epp::index::{IndexLimits, PrefixIndex};
-use pointsman_epp::observe::{Metrics, logging, page, pool};
+use pointsman_epp::observe::{Metrics, logging, page, pool as pool_metrics};
 use pointsman_epp::pipeline::page as rooms;
 use pointsman_epp::pipeline::{EventIndexes, Options, Parts, Pipeline};
-use pointsman_epp::schedule::Profile;
+use pointsman_epp::schedule::{self, Profile};
 use pointsman_epp::tokens::{TokenLimits, Tokens};
 use pointsman_proto::prompt::PromptEncoder;
 use tokio::signal::unix::{SignalKind, signal};
@@ -32,11 +35,16 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
-/// The label of pool metrics where no InferencePool gives a name.
-const POOL_NAME: &str = "default";
-
 fn main() -> ExitCode {
-    let (settings, endpoints) = match checked(Flags::parse()) {
+    let flags = Flags::parse();
+    if let Some(command) = &flags.command {
+        let catalogue = Catalogue::new(schedule::registry::plugin_types());
+        return match commands::run(command, &catalogue, &mut std::io::stdout().lock()) {
+            Ok(status) => ExitCode::from(status),
+            Err(_) => ExitCode::FAILURE,
+        };
+    }
+    let (settings, endpoints) = match checked(flags) {
         Ok(checked) => checked,
         Err(error) => Flags::command()
             .error(ErrorKind::ValueValidation, format!("{error:#}"))
@@ -54,7 +62,7 @@ fn main() -> ExitCode {
 /// The settings, and the endpoints that the command line names; none where a file lists them.
 fn checked(flags: Flags) -> anyhow::Result<(Settings, Vec<EndpointSpec>)> {
     let settings = Settings::try_from(flags)?;
-    let EndpointSource::Static(texts) = &settings.endpoints else {
+    let EndpointSource::Static(texts) = &pool(&settings)?.endpoints else {
         return Ok((settings, Vec::new()));
     };
     let endpoints: Vec<EndpointSpec> = texts
@@ -63,6 +71,11 @@ fn checked(flags: Flags) -> anyhow::Result<(Settings, Vec<EndpointSpec>)> {
         .collect::<Result<_, _>>()?;
     check_unique(&endpoints).context("--endpoint")?;
     Ok((settings, endpoints))
+}
+
+/// The pool that is served.
+fn pool(settings: &Settings) -> anyhow::Result<&PoolSettings> {
+    settings.pools.first().context("there is no pool")
 }
 
 fn run(settings: Settings, endpoints: Vec<EndpointSpec>) -> anyhow::Result<()> {
@@ -85,7 +98,8 @@ async fn serve(settings: Settings, endpoints: Vec<EndpointSpec>) -> anyhow::Resu
     let index = Arc::new(PrefixIndex::new(IndexLimits::default()));
     let approximate = Arc::new(ApproximateIndex::new(PickLimits::default()));
     let metrics = Arc::new(Metrics::new());
-    let tokens = load_tokenizers(&settings)?;
+    let pool = pool(&settings)?;
+    let tokens = load_tokenizers(pool)?;
     let now: NowMs = Arc::new({
         let clock = clock.clone();
         move || clock.now_ms()
@@ -124,12 +138,12 @@ async fn serve(settings: Settings, endpoints: Vec<EndpointSpec>) -> anyhow::Resu
             seed: clock::unix_nanos(),
         },
     });
-    let appendix = appendix(&pipeline, &scraper, &kv_events);
+    let appendix = appendix(pool.name.clone(), &pipeline, &scraper, &kv_events);
     tasks.spawn(scraper.run());
     tasks.spawn(kv_events.run());
     tasks.spawn(approximate.follow(Arc::clone(&fleet)));
     tasks.spawn(Arc::clone(&index).keep_reclaiming());
-    discover(&settings.endpoints, endpoints, &fleet, &mut tasks)?;
+    discover(&pool.endpoints, endpoints, &fleet, &mut tasks)?;
     health.set_ready(true).await;
     serve_ports(&settings, pipeline, appendix, &health).await
 }
@@ -157,9 +171,17 @@ async fn serve_ports(
     );
     let certificate = match &settings.tls {
         TlsMode::ClearText => None,
-        TlsMode::SelfSigned => Some(tls::server_config(None)?),
-        TlsMode::Certificate(folder) => Some(tls::server_config(Some(folder))?),
+        TlsMode::SelfSigned => Some(tls::server_tls(None, &settings.tls_options)?),
+        TlsMode::Certificate(folder) => Some(tls::server_tls(Some(folder), &settings.tls_options)?),
     };
+    let (certificate, reload) = match certificate {
+        Some(tls) => (Some(tls.config), tls.reload),
+        None => (None, None),
+    };
+    let mut followers = JoinSet::new();
+    if let Some(reload) = reload {
+        followers.spawn(reload.run());
+    }
     let limits = PortLimits {
         concurrent_streams: settings.max_concurrent_streams,
         receive_message_bytes: settings.receive_message_bytes,
@@ -235,9 +257,9 @@ fn discover(
     Ok(())
 }
 
-fn load_tokenizers(settings: &Settings) -> anyhow::Result<Tokens> {
+fn load_tokenizers(pool: &PoolSettings) -> anyhow::Result<Tokens> {
     let mut encoders = Vec::new();
-    for tokenizer in &settings.tokenizers {
+    for tokenizer in &pool.tokenizers {
         let folder = tokenizer.folder.display();
         let encoder = PromptEncoder::load(&tokenizer.folder)
             .with_context(|| format!("cannot load the tokenizer in {folder}"))?;
@@ -258,7 +280,12 @@ fn detector(settings: &Settings) -> UtilizationDetector {
 }
 
 /// What the metrics page reads off the rooms at the moment of a scrape.
-fn appendix(pipeline: &Pipeline, scraper: &Scraper, kv_events: &KvEvents) -> page::Appendix {
+fn appendix(
+    pool_name: String,
+    pipeline: &Pipeline,
+    scraper: &Scraper,
+    kv_events: &KvEvents,
+) -> page::Appendix {
     let pipeline = pipeline.clone();
     let scrapes = scraper.counters();
     let events = kv_events.counters();
@@ -266,7 +293,7 @@ fn appendix(pipeline: &Pipeline, scraper: &Scraper, kv_events: &KvEvents) -> pag
         let parts = pipeline.parts();
         let mut snapshot = Snapshot::default();
         parts.fleet.snapshot_into(&mut snapshot);
-        pool::render(POOL_NAME, &snapshot, text);
+        pool_metrics::render(&pool_name, &snapshot, text);
         rooms::render_index(&parts.index.stats(), text);
         let approximate = &parts.approximate;
         rooms::render_approximate(&approximate.stats(), approximate.counters(), text);
@@ -298,6 +325,9 @@ fn start_logging(settings: &Settings) -> anyhow::Result<()> {
             flags = settings.ignored_flags.join(" "),
             "flags accepted and without effect"
         );
+    }
+    for (flag, instead) in &settings.deprecated_flags {
+        warn!(flag, instead, "flag deprecated");
     }
     Ok(())
 }

@@ -118,7 +118,9 @@ mod tests {
 
     #[test]
     fn check_says_everything_that_is_wrong_and_fails() {
-        let file = file(&format!("{HEADER}plugins:\n- type: queue-scorre\n- type: \n"));
+        let file = file(&format!(
+            "{HEADER}plugins:\n- type: queue-scorre\n- type: \n"
+        ));
         let path = file.path().to_str().unwrap();
         let (status, text) = told(&["check", path]);
         assert_eq!(status, 1);
@@ -134,13 +136,18 @@ mod tests {
         let path = file.path().to_str().unwrap();
         let (status, text) = told(&["check", path]);
         assert_eq!(status, 0);
-        assert!(text.contains("warning: plugin type tokenizer is deprecated"), "{text}");
+        assert!(
+            text.contains("warning: plugin type tokenizer is deprecated"),
+            "{text}"
+        );
         assert!(text.contains(": good: 1 profiles"), "{text}");
     }
 
     #[test]
     fn alpha_types_need_the_flag_here_too() {
-        let file = file(&format!("{HEADER}plugins: [{{type: utilization-filter}}]\n"));
+        let file = file(&format!(
+            "{HEADER}plugins: [{{type: utilization-filter}}]\n"
+        ));
         let path = file.path().to_str().unwrap();
         assert_eq!(told(&["check", path]).0, 1);
         assert_eq!(told(&["check", path, "--allow-experimental-plugins"]).0, 0);
@@ -160,6 +167,9 @@ mod tests {
     fn file_that_is_not_there_is_named_once() {
         let (status, text) = told(&["check", "/no/such.yaml"]);
         assert_eq!(status, 1);
-        assert!(text.starts_with("/no/such.yaml:1:1: No such file"), "{text}");
+        assert!(
+            text.starts_with("/no/such.yaml:1:1: No such file"),
+            "{text}"
+        );
     }
 }

@@ -102,13 +102,11 @@ impl<'n> Cursor<'n> {
     }
 
     pub fn boolean(&self) -> Option<bool> {
-        match self.node.content {
-            Content::Boolean(value) => Some(value),
-            _ => {
-                self.expected("true or false");
-                None
-            }
+        if let Content::Boolean(value) = self.node.content {
+            return Some(value);
         }
+        self.expected("true or false");
+        None
     }
 
     pub fn number(&self) -> Option<f64> {
@@ -123,19 +121,15 @@ impl<'n> Cursor<'n> {
     }
 
     pub fn integer(&self) -> Option<i32> {
-        match self.node.content {
-            Content::Integer(value) => {
-                let read = i32::try_from(value).ok();
-                if read.is_none() {
-                    self.problem(&format!("{value} is out of range"));
-                }
-                read
-            }
-            _ => {
-                self.expected("a whole number");
-                None
-            }
+        let Content::Integer(value) = self.node.content else {
+            self.expected("a whole number");
+            return None;
+        };
+        let read = i32::try_from(value).ok();
+        if read.is_none() {
+            self.problem(&format!("{value} is out of range"));
         }
+        read
     }
 
     /// A value that is written as text or as a number, read by `read`.
@@ -149,9 +143,7 @@ impl<'n> Cursor<'n> {
                 return None;
             }
         };
-        read(&text)
-            .map_err(|reason| self.problem(&reason))
-            .ok()
+        read(&text).map_err(|reason| self.problem(&reason)).ok()
     }
 
     pub fn located<T>(&self, value: T) -> Located<T> {

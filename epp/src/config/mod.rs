@@ -14,16 +14,20 @@ pub mod epc;
 pub mod fields;
 pub mod flags;
 pub mod foreign_flags;
+pub mod model_server_flags;
 pub mod plugins;
 pub mod pools;
 pub mod problems;
 pub mod resolved;
 pub mod settings;
+pub mod tls;
 pub mod values;
 pub mod watch;
 pub mod yaml;
 
 pub use flags::Flags;
+pub use pools::{ConfigSource, PoolSettings};
 pub use settings::{
-    EndpointSource, LogFormat, LogLevel, Settings, SettingsError, TlsMode, TokenizerFolder,
+    EndpointSource, LogFormat, LogLevel, ResponseWatch, Settings, SettingsError, TokenizerFolder,
 };
+pub use tls::{TlsMode, TlsOptions};

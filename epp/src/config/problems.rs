@@ -54,7 +54,7 @@ impl ConfigErrors {
     }
 
     /// A text that could not be parsed at all.
-    pub fn syntax(file: &str, error: SyntaxError) -> Self {
+    pub fn syntax(file: &str, error: &SyntaxError) -> Self {
         Self {
             file: file.to_owned(),
             problems: vec![Problem {

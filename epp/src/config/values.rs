@@ -74,7 +74,9 @@ pub fn quantity(text: &str) -> Result<u64, String> {
     if whole.len() + fraction.len() == 0 || whole.len() > 20 || fraction.len() > 9 {
         return Err(invalid());
     }
-    let mantissa: u128 = format!("{whole}{fraction}").parse().map_err(|_| invalid())?;
+    let mantissa: u128 = format!("{whole}{fraction}")
+        .parse()
+        .map_err(|_| invalid())?;
     let (factor, divisor) = quantity_scale(suffix).ok_or_else(invalid)?;
     let divisor = divisor * 10_u128.pow(fraction.len() as u32);
     let value = mantissa.checked_mul(factor).ok_or_else(invalid)?;
@@ -102,7 +104,11 @@ fn quantity_scale(suffix: &str) -> Option<(u128, u128)> {
         "Ei" => binary(60),
         _ => {
             let exponent = suffix.strip_prefix(['e', 'E'])?;
-            let exponent: u32 = exponent.strip_prefix('+').unwrap_or(exponent).parse().ok()?;
+            let exponent: u32 = exponent
+                .strip_prefix('+')
+                .unwrap_or(exponent)
+                .parse()
+                .ok()?;
             (exponent <= 19).then(|| (10_u128.pow(exponent), 1))
         }
     }
@@ -143,7 +149,9 @@ mod tests {
         for (text, expected) in cases {
             assert_eq!(quantity(text), Ok(expected), "{text}");
         }
-        for text in ["", "-1", "1 G", "1GB", "Gi", "1.2.3", "99E", "1e99", "\u{665}", "."] {
+        for text in [
+            "", "-1", "1 G", "1GB", "Gi", "1.2.3", "99E", "1e99", "\u{665}", ".",
+        ] {
             assert!(quantity(text).is_err(), "{text}");
         }
     }

@@ -85,12 +85,14 @@ impl ReloadState {
         self.error.lock().clone()
     }
 
-    fn taken(&self) {
+    /// Counts a content that was taken over.
+    pub fn taken(&self) {
         self.loaded.fetch_add(1, Relaxed);
         *self.error.lock() = None;
     }
 
-    fn refused(&self, error: String) {
+    /// Counts a content that was refused, and keeps why.
+    pub fn refused(&self, error: String) {
         self.refused.fetch_add(1, Relaxed);
         *self.error.lock() = Some(error);
     }
@@ -197,7 +199,9 @@ mod tests {
     #[test]
     fn going_back_to_the_running_content_ends_the_error() {
         let mut reload = Reload::new("f".into(), 10, "good".to_owned(), |text: &str| {
-            (text == "good").then_some(()).ok_or_else(|| "no".to_owned())
+            (text == "good")
+                .then_some(())
+                .ok_or_else(|| "no".to_owned())
         });
         let state = reload.state();
         reload.look(Ok("bad".to_owned()));
@@ -225,7 +229,9 @@ mod tests {
         std::fs::write(&path, "one").unwrap();
         let (sender, mut seen) = tokio::sync::mpsc::channel(4);
         let reload = Reload::new(path.clone(), 100, "one".to_owned(), move |text: &str| {
-            sender.try_send(text.to_owned()).map_err(|error| error.to_string())
+            sender
+                .try_send(text.to_owned())
+                .map_err(|error| error.to_string())
         });
         let follower = tokio::spawn(reload.run());
         std::fs::write(&path, "two").unwrap();

@@ -345,10 +345,19 @@ mod tests {
     fn depth_and_size_are_bounded_in_every_style() {
         let lists = format!("a: {}1", "- ".repeat(400_000));
         let flow = format!("a: {}", "[".repeat(500_000));
-        let indented: String = (0..120).map(|at| format!("{}k:\n", " ".repeat(at))).collect();
+        let indented: String = (0..120)
+            .map(|at| format!("{}k:\n", " ".repeat(at)))
+            .collect();
         let dashes = "- ".repeat(80) + "1";
         let braces = "{a: ".repeat(200) + "1" + &"}".repeat(200);
-        for text in [&format!("b\n{lists}"), &lists, &flow, &indented, &dashes, &braces] {
+        for text in [
+            &format!("b\n{lists}"),
+            &lists,
+            &flow,
+            &indented,
+            &dashes,
+            &braces,
+        ] {
             assert!(parse(text).is_err());
         }
         assert!(reason(&"- ".repeat(200)).contains("columns"));

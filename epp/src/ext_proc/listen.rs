@@ -7,15 +7,18 @@
 
 use std::future::Future;
 use std::net::SocketAddr;
+use std::sync::Arc;
 
 use envoy_types::pb::envoy::service::ext_proc::v3::external_processor_server::ExternalProcessorServer;
+use rustls::ServerConfig;
 use tokio::net::TcpListener;
+use tonic::transport::Server;
 use tonic::transport::server::TcpIncoming;
-use tonic::transport::{Server, ServerTlsConfig};
 
 use super::decider::Decider;
 use super::health::Health;
 use super::server::Processor;
+use super::tls;
 
 /// Unread bytes of one stream.
 const STREAM_WINDOW_BYTES: u32 = 1024 * 1024;
@@ -47,7 +50,7 @@ pub async fn bind(address: SocketAddr) -> std::io::Result<(TcpListener, SocketAd
 /// Serves ext_proc and health until `shutdown`, and then until the last stream has ended.
 pub async fn serve_ext_proc<D: Decider>(
     listener: TcpListener,
-    tls: Option<ServerTlsConfig>,
+    tls: Option<Arc<ServerConfig>>,
     limits: PortLimits,
     processor: Processor<D>,
     health: &Health,
@@ -61,14 +64,14 @@ pub async fn serve_ext_proc<D: Decider>(
         .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
         .max_concurrent_streams(limits.concurrent_streams)
         .http2_max_pending_accept_reset_streams(Some(PENDING_RESETS));
+    let router = server.add_service(service).add_service(health.service());
     if let Some(tls) = tls {
-        server = server.tls_config(tls)?;
+        let secured = tls::incoming(listener, tls);
+        router.serve_with_incoming_shutdown(secured, shutdown).await
+    } else {
+        let plain = incoming(listener);
+        router.serve_with_incoming_shutdown(plain, shutdown).await
     }
-    server
-        .add_service(service)
-        .add_service(health.service())
-        .serve_with_incoming_shutdown(incoming(listener), shutdown)
-        .await
 }
 
 /// Serves health alone, in clear text as kubelets expect it.

@@ -66,13 +66,19 @@ pub(super) struct SourceDraft {
     pub(super) extractors: Vec<Located<String>>,
 }
 
-/// TTLs: the inner `None` = written as `0s`, no limit.
+/// A TTL that is written.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct TtlDraft {
+    /// `None` = written as `0s`, no limit.
+    pub(super) limit: Option<Duration>,
+}
+
 #[derive(Debug, Default)]
 pub(super) struct FlowDraft {
     pub(super) max_bytes: Option<u64>,
     pub(super) max_requests: Option<u64>,
-    pub(super) default_request_ttl: Option<Option<Duration>>,
-    pub(super) no_endpoint_request_ttl: Option<Option<Duration>>,
+    pub(super) default_request_ttl: Option<TtlDraft>,
+    pub(super) no_endpoint_request_ttl: Option<TtlDraft>,
     pub(super) default_band: Option<BandDraft>,
     pub(super) default_negative_band: Option<BandDraft>,
     pub(super) bands: Vec<BandDraft>,
@@ -88,7 +94,7 @@ pub(super) struct BandDraft {
     pub(super) max_requests: Option<u64>,
     pub(super) fairness: Option<Located<String>>,
     pub(super) ordering: Option<Located<String>>,
-    pub(super) request_ttl: Option<Option<Duration>>,
+    pub(super) request_ttl: Option<TtlDraft>,
     pub(super) min_share: f64,
 }
 
@@ -109,7 +115,7 @@ pub(super) fn read<'n>(tree: &'n Node, problems: &'n Problems) -> Option<Draft<'
     ])?;
     let mut draft = Draft::default();
     read_header(&top, &mut draft.warnings);
-    draft.gates = texts(top.items("featureGates", GATES_MAX));
+    draft.gates = texts(&top.items("featureGates", GATES_MAX));
     draft.plugins = top
         .items("plugins", PLUGINS_MAX)
         .iter()
@@ -139,7 +145,12 @@ fn read_header(top: &Fields<'_>, warnings: &mut Vec<String>) {
     let version = top.need("apiVersion");
     if let Some((cursor, text)) = version.and_then(|at| at.text().map(|text| (at, text.value))) {
         if !API_VERSIONS.contains(&text.as_str()) {
-            let reason = format!("{} is neither {} nor {}", shown(&text), API_VERSIONS[0], API_VERSIONS[1]);
+            let reason = format!(
+                "{} is neither {} nor {}",
+                shown(&text),
+                API_VERSIONS[0],
+                API_VERSIONS[1]
+            );
             cursor.problem(&reason);
         } else if text == API_VERSIONS[1] {
             warnings.push(format!(
@@ -159,7 +170,8 @@ fn read_header(top: &Fields<'_>, warnings: &mut Vec<String>) {
 /// The field's two moved fields. Where both places are written the new one counts.
 fn read_deprecated(top: &Fields<'_>, draft: &mut Draft<'_>) {
     if let Some(old) = top.get("saturationDetector") {
-        let moved = "saturationDetector at the top is deprecated; write flowControl.saturationDetector";
+        let moved =
+            "saturationDetector at the top is deprecated; write flowControl.saturationDetector";
         draft.warnings.push(moved.to_owned());
         let reference = optional_reference(&old);
         draft.flow.saturation_detector = draft.flow.saturation_detector.take().or(reference);
@@ -354,11 +366,13 @@ fn limit(fields: &Fields<'_>, name: &str) -> Option<u64> {
 }
 
 /// A duration; 0 means no limit.
-fn ttl(fields: &Fields<'_>, name: &str) -> Option<Option<Duration>> {
+fn ttl(fields: &Fields<'_>, name: &str) -> Option<TtlDraft> {
     let duration = fields
         .get(name)
         .and_then(|at| at.read("a duration", values::duration))?;
-    Some((!duration.is_zero()).then_some(duration))
+    Some(TtlDraft {
+        limit: (!duration.is_zero()).then_some(duration),
+    })
 }
 
 fn optional_text(fields: &Fields<'_>, name: &str) -> Option<Located<String>> {
@@ -368,7 +382,7 @@ fn optional_text(fields: &Fields<'_>, name: &str) -> Option<Located<String>> {
         .and_then(|at| at.text())
 }
 
-fn texts(items: Vec<Cursor<'_>>) -> Vec<Located<String>> {
+fn texts(items: &[Cursor<'_>]) -> Vec<Located<String>> {
     items.iter().filter_map(Cursor::text).collect()
 }
 

@@ -26,7 +26,11 @@ pub const DIRECT_SUCCESSORS: &[(&str, &str)] = &[
 pub const FIELD_TYPES: &[(&str, PluginKind, Stage)] = &[
     ("label-selector-filter", Filter, Beta),
     ("by-label", Filter, instead("label-selector-filter")),
-    ("by-label-selector", Filter, instead("label-selector-filter")),
+    (
+        "by-label-selector",
+        Filter,
+        instead("label-selector-filter"),
+    ),
     ("encode-filter", Filter, Beta),
     ("prefill-filter", Filter, Beta),
     ("decode-filter", Filter, Beta),
@@ -117,11 +121,7 @@ pub const FIELD_TYPES: &[(&str, PluginKind, Stage)] = &[
     ("request-attribute-reporter", RequestControl, Beta),
     ("agent-identity", RequestControl, Alpha),
     ("disaggregatedset-rollout-screener", RequestControl, Alpha),
-    (
-        "destination-endpoint-served-verifier",
-        RequestControl,
-        Beta,
-    ),
+    ("destination-endpoint-served-verifier", RequestControl, Beta),
     ("global-strict-fairness-policy", Fairness, Beta),
     ("round-robin-fairness-policy", Fairness, Beta),
     ("program-aware-fairness", Fairness, Beta),
@@ -158,11 +158,7 @@ pub const FIELD_TYPES: &[(&str, PluginKind, Stage)] = &[
     ("dcgm-extractor", Extractor, Alpha),
     ("k8s-notification-source", DataSource, Beta),
     ("endpoint-notification-source", DataSource, Beta),
-    (
-        "disaggregatedset-rollout-pod-extractor",
-        Extractor,
-        Alpha,
-    ),
+    ("disaggregatedset-rollout-pod-extractor", Extractor, Alpha),
     ("file-discovery", Discovery, Beta),
     ("multicluster-file-discovery", Discovery, Alpha),
     ("multicluster-metrics-data-source", DataSource, Alpha),

@@ -62,7 +62,7 @@ pub fn load(
     catalogue: &Catalogue,
     options: &LoadOptions,
 ) -> Result<ResolvedConfig, ConfigErrors> {
-    let tree = yaml::parse(text).map_err(|error| ConfigErrors::syntax(file_label, error))?;
+    let tree = yaml::parse(text).map_err(|error| ConfigErrors::syntax(file_label, &error))?;
     if tree.content == Content::Null {
         let reason = "holds no configuration; leave the flag out for the default one";
         return Err(ConfigErrors::whole(file_label, reason));

@@ -130,7 +130,10 @@ impl Resolver<'_> {
                     let known = ["flowControl", "haPopulateNonLeaderDatastore"];
                     let suggestion = suggestion(unknown, known);
                     let unknown = shown(unknown);
-                    self.problem(gate, &format!("there is no feature gate {unknown}{suggestion}"));
+                    self.problem(
+                        gate,
+                        &format!("there is no feature gate {unknown}{suggestion}"),
+                    );
                 }
             }
         }
@@ -226,7 +229,10 @@ impl Resolver<'_> {
                     format!("{path}.{unknown}")
                 };
             }
-            reason = format!("unknown parameter{}", suggestion(unknown, known.iter().copied()));
+            reason = format!(
+                "unknown parameter{}",
+                suggestion(unknown, known.iter().copied())
+            );
             if !known.is_empty() && !reason.contains(';') {
                 reason = format!("unknown parameter; known here: {}", known.join(", "));
             }
@@ -323,15 +329,15 @@ impl Resolver<'_> {
             ));
             return None;
         }
-        if let Some(weight) = &listed.weight {
-            if kind != PluginKind::Scorer {
-                self.warnings.push(format!(
-                    "{}: {name} is {}; only scorers have a weight",
-                    weight.path,
-                    kind_name(kind)
-                ));
-                return Some(unweighted(plugin));
-            }
+        if let Some(weight) = &listed.weight
+            && kind != PluginKind::Scorer
+        {
+            self.warnings.push(format!(
+                "{}: {name} is {}; only scorers have a weight",
+                weight.path,
+                kind_name(kind)
+            ));
+            return Some(unweighted(plugin));
         }
         Some(ProfilePluginSpec {
             plugin,
@@ -387,7 +393,10 @@ impl Resolver<'_> {
                     .iter()
                     .find(|plugin| plugin.name.value == *name);
                 let place = place.map_or(Place::START, |plugin| plugin.name.place);
-                let reason = format!("{} is a second profile handler; one is allowed", shown(name));
+                let reason = format!(
+                    "{} is a second profile handler; one is allowed",
+                    shown(name)
+                );
                 self.problems.add(place, "plugins", &reason);
                 None
             }

@@ -44,12 +44,16 @@ impl Resolver<'_> {
                 "flowControl",
             ),
         };
-        let default_request_ttl = draft.default_request_ttl.unwrap_or(Some(DEFAULT_TTL));
+        let default_request_ttl = draft
+            .default_request_ttl
+            .map_or(Some(DEFAULT_TTL), |ttl| ttl.limit);
         Some(FlowControlSpec {
             max_bytes: draft.max_bytes,
             max_requests: draft.max_requests,
             default_request_ttl,
-            no_endpoint_request_ttl: draft.no_endpoint_request_ttl.unwrap_or(default_request_ttl),
+            no_endpoint_request_ttl: draft
+                .no_endpoint_request_ttl
+                .map_or(default_request_ttl, |ttl| ttl.limit),
             default_band: default_band?,
             default_negative_band: default_negative_band?,
             bands: bands.into_iter().collect::<Option<_>>()?,
@@ -77,7 +81,8 @@ impl Resolver<'_> {
         {
             let reason = format!("the minShare of all bands add up to {shares}, more than 1");
             let place = last.priority.place;
-            self.problems.add(place, "flowControl.priorityBands", &reason);
+            self.problems
+                .add(place, "flowControl.priorityBands", &reason);
         }
     }
 
@@ -91,16 +96,15 @@ impl Resolver<'_> {
             Some(reference) => self.reference(reference, &[PluginKind::Ordering]),
             None => self.implied(DEFAULT_ORDERING, PluginKind::Ordering, "flowControl"),
         };
-        let limit = |of: fn(&BandDraft) -> Option<u64>, default| {
-            draft.and_then(of).unwrap_or(default)
-        };
+        let limit =
+            |of: fn(&BandDraft) -> Option<u64>, default| draft.and_then(of).unwrap_or(default);
         Some(BandSpec {
             priority: draft.map_or(0, |band| band.priority.value),
             max_bytes: limit(|band| band.max_bytes, DEFAULT_BAND_BYTES),
             max_requests: limit(|band| band.max_requests, DEFAULT_BAND_REQUESTS),
             fairness: fairness?,
             ordering: ordering?,
-            request_ttl: draft.and_then(|band| band.request_ttl),
+            request_ttl: draft.and_then(|band| band.request_ttl).map(|ttl| ttl.limit),
             min_share: draft.map_or(0.0, |band| band.min_share),
         })
     }

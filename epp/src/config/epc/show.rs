@@ -45,9 +45,11 @@ fn tree(config: &ResolvedConfig) -> Value {
             let plugins: Vec<Value> = profile
                 .plugins
                 .iter()
-                .map(|listed| match is_scorer(config, listed.plugin) {
-                    true => json!({"pluginRef": name(listed.plugin), "weight": listed.weight}),
-                    false => reference(&listed.plugin),
+                .map(|listed| {
+                    if is_scorer(config, listed.plugin) {
+                        return json!({"pluginRef": name(listed.plugin), "weight": listed.weight});
+                    }
+                    reference(&listed.plugin)
                 })
                 .collect();
             json!({"name": profile.name, "plugins": plugins})
@@ -95,7 +97,10 @@ fn flow_control<'a>(flow: &FlowControlSpec, name: &impl Fn(usize) -> &'a str) ->
         let mut fields = Map::new();
         fields.insert("priority".to_owned(), json!(band.priority));
         fields.insert("maxBytes".to_owned(), json!(band.max_bytes.to_string()));
-        fields.insert("maxRequests".to_owned(), json!(band.max_requests.to_string()));
+        fields.insert(
+            "maxRequests".to_owned(),
+            json!(band.max_requests.to_string()),
+        );
         fields.insert("fairnessPolicyRef".to_owned(), json!(name(band.fairness)));
         fields.insert("orderingPolicyRef".to_owned(), json!(name(band.ordering)));
         if let Some(limit) = band.request_ttl {
@@ -107,7 +112,10 @@ fn flow_control<'a>(flow: &FlowControlSpec, name: &impl Fn(usize) -> &'a str) ->
         Value::Object(fields)
     };
     let mut fields = Map::new();
-    for (field, limit) in [("maxBytes", flow.max_bytes), ("maxRequests", flow.max_requests)] {
+    for (field, limit) in [
+        ("maxBytes", flow.max_bytes),
+        ("maxRequests", flow.max_requests),
+    ] {
         if let Some(limit) = limit {
             fields.insert(field.to_owned(), json!(limit.to_string()));
         }
@@ -115,12 +123,21 @@ fn flow_control<'a>(flow: &FlowControlSpec, name: &impl Fn(usize) -> &'a str) ->
     let bands: Vec<Value> = flow.bands.iter().map(|of| band(of, true)).collect();
     let rest = [
         ("defaultRequestTTL", json!(ttl(flow.default_request_ttl))),
-        ("noEndpointRequestTTL", json!(ttl(flow.no_endpoint_request_ttl))),
+        (
+            "noEndpointRequestTTL",
+            json!(ttl(flow.no_endpoint_request_ttl)),
+        ),
         ("defaultPriorityBand", band(&flow.default_band, false)),
-        ("defaultNegativePriorityBand", band(&flow.default_negative_band, false)),
+        (
+            "defaultNegativePriorityBand",
+            band(&flow.default_negative_band, false),
+        ),
         ("priorityBands", json!(bands)),
         ("usageLimitPolicyPluginRef", json!(name(flow.usage_limit))),
-        ("saturationDetector", json!({"pluginRef": name(flow.saturation_detector)})),
+        (
+            "saturationDetector",
+            json!({"pluginRef": name(flow.saturation_detector)}),
+        ),
         ("enableEviction", json!(flow.eviction)),
     ];
     fields.extend(rest.map(|(field, value)| (field.to_owned(), value)));

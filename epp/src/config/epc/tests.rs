@@ -1,7 +1,7 @@
 //! Configurations of the field and what they come to; wrong ones and what is said about them.
 
-pub(in crate::config) mod fixtures;
 mod errors;
+pub(in crate::config) mod fixtures;
 mod round_trip;
 
 use std::time::Duration;
@@ -52,13 +52,24 @@ fn no_configuration_is_the_fields_default() {
     let parsers: Vec<&str> = config.parsers.iter().map(|at| name(&config, *at)).collect();
     assert_eq!(
         parsers,
-        ["openai-parser", "anthropic-parser", "vllmhttp-parser", "passthrough-parser"]
+        [
+            "openai-parser",
+            "anthropic-parser",
+            "vllmhttp-parser",
+            "passthrough-parser"
+        ]
     );
     let source = &config.data_layer.sources[0];
     assert_eq!(name(&config, source.source), "metrics-data-source");
-    assert_eq!(name(&config, source.extractors[0]), "core-metrics-extractor");
+    assert_eq!(
+        name(&config, source.extractors[0]),
+        "core-metrics-extractor"
+    );
     let flow = &config.flow_control;
-    assert_eq!(name(&config, flow.saturation_detector), "utilization-detector");
+    assert_eq!(
+        name(&config, flow.saturation_detector),
+        "utilization-detector"
+    );
     assert_eq!(flow.default_request_ttl, Some(Duration::from_secs(60)));
     assert_eq!(flow.default_band.max_bytes, 1_000_000_000);
     assert_eq!(flow.default_band.max_requests, 5000);
@@ -77,7 +88,12 @@ fn prefill_and_decode_profiles_load() {
     assert_eq!(name(&config, config.handler), "disagg-profile-handler");
     assert_eq!(
         plugins_of(&config, &config.profiles[1]),
-        ["decode-filter*1", "max-score-picker*1", "prefix-cache-scorer*2", "queue-scorer*1"]
+        [
+            "decode-filter*1",
+            "max-score-picker*1",
+            "prefix-cache-scorer*2",
+            "queue-scorer*1"
+        ]
     );
     assert_eq!(config.warnings, [""; 0]);
 }
@@ -86,10 +102,20 @@ fn prefill_and_decode_profiles_load() {
 fn precise_prefix_configuration_loads() {
     let config = loaded(PRECISE);
     let types: Vec<&str> = config.plugins.iter().map(|spec| spec.type_name).collect();
-    assert!(!types.contains(&"approx-prefix-cache-producer"), "{types:?}");
+    assert!(
+        !types.contains(&"approx-prefix-cache-producer"),
+        "{types:?}"
+    );
     let extractors = &config.data_layer.sources[1].extractors;
-    assert_eq!(name(&config, extractors[0]), "precise-prefix-cache-producer");
-    assert_eq!(config.data_layer.sources.len(), 2, "metrics are not added twice");
+    assert_eq!(
+        name(&config, extractors[0]),
+        "precise-prefix-cache-producer"
+    );
+    assert_eq!(
+        config.data_layer.sources.len(),
+        2,
+        "metrics are not added twice"
+    );
 }
 
 #[test]
@@ -117,7 +143,10 @@ fn flow_control_configuration_loads() {
 #[test]
 fn configuration_of_the_older_group_loads_with_warnings() {
     let config = loaded(GAIE);
-    assert_eq!(name(&config, config.flow_control.saturation_detector), "detector");
+    assert_eq!(
+        name(&config, config.flow_control.saturation_detector),
+        "detector"
+    );
     assert_eq!(config.parsers.len(), 1);
     let warnings = config.warnings.join("\n");
     for part in [
@@ -129,7 +158,10 @@ fn configuration_of_the_older_group_loads_with_warnings() {
         "plugin type tokenizer is deprecated; write token-producer",
         "plugin type by-label is deprecated; use label-selector-filter",
     ] {
-        assert!(warnings.contains(part), "{part} is missing from\n{warnings}");
+        assert!(
+            warnings.contains(part),
+            "{part} is missing from\n{warnings}"
+        );
     }
     let tokens = config.plugins.iter().find(|spec| spec.name == "tokenizer");
     assert_eq!(tokens.map(|spec| spec.type_name), Some("token-producer"));
@@ -198,24 +230,43 @@ fn metrics_source_is_left_out_on_request() {
 fn alpha_types_load_only_when_allowed() {
     let text = "apiVersion: llm-d.ai/v1alpha1\nkind: EndpointPickerConfig\nplugins: [{type: utilization-filter}]\n";
     let of = |allow_experimental| {
-        load("c.yaml", text, &catalogue(), &LoadOptions { allow_experimental })
+        load(
+            "c.yaml",
+            text,
+            &catalogue(),
+            &LoadOptions { allow_experimental },
+        )
     };
     assert!(of(true).is_ok());
     let refusal = of(false).unwrap_err().to_string();
-    assert!(refusal.contains("--allow-experimental-plugins"), "{refusal}");
+    assert!(
+        refusal.contains("--allow-experimental-plugins"),
+        "{refusal}"
+    );
 }
 
 #[test]
 fn producers_that_nobody_lists_are_created_where_they_exist() {
     let config = body("plugins: [{type: latency-scorer}, {type: load-aware-scorer}]\n").unwrap();
     let types: Vec<&str> = config.plugins.iter().map(|spec| spec.type_name).collect();
-    for wanted in ["predicted-latency-producer", "inflight-load-producer", "token-producer"] {
+    for wanted in [
+        "predicted-latency-producer",
+        "inflight-load-producer",
+        "token-producer",
+    ] {
         assert!(types.contains(&wanted), "{types:?}");
     }
-    let few = FIELD_TYPES.iter().filter(|(_, kind, _)| *kind != PluginKind::DataProducer);
+    let few = FIELD_TYPES
+        .iter()
+        .filter(|(_, kind, _)| *kind != PluginKind::DataProducer);
     let catalogue = Catalogue::new(few.map(|(name, ..)| *catalogue().get(name).unwrap()));
     let config = field_default(&catalogue).unwrap();
-    assert!(config.plugins.iter().all(|spec| spec.kind != PluginKind::DataProducer));
+    assert!(
+        config
+            .plugins
+            .iter()
+            .all(|spec| spec.kind != PluginKind::DataProducer)
+    );
 }
 
 #[test]
@@ -223,7 +274,9 @@ fn every_type_of_the_field_is_listed_once_and_loads_by_its_name() {
     let catalogue = catalogue();
     assert_eq!(catalogue.missing_of_the_field(), [""; 0]);
     for (at, (name, kind, stage)) in FIELD_TYPES.iter().enumerate() {
-        let again = FIELD_TYPES[..at].iter().any(|(earlier, ..)| earlier == name);
+        let again = FIELD_TYPES[..at]
+            .iter()
+            .any(|(earlier, ..)| earlier == name);
         assert!(!again, "{name} is listed twice");
         let text = format!(
             "apiVersion: llm-d.ai/v1alpha1\nkind: EndpointPickerConfig\nplugins: [{{type: {name}, name: it}}]\n"

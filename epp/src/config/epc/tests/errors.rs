@@ -133,7 +133,10 @@ fn each_mistake_is_named_with_its_place_and_what_was_probably_meant() {
             "plugins:\n- type: session-affinity-scorer\n",
             "c.yaml:4:9: plugins[0].type: plugin type \"session-affinity-scorer\" is alpha; start with --allow-experimental-plugins to use it",
         ),
-        ("plugins: [\n", "c.yaml:4:1: while parsing a node, did not find expected node content"),
+        (
+            "plugins: [\n",
+            "c.yaml:4:1: while parsing a node, did not find expected node content",
+        ),
         ("kind: Other\n", "c.yaml:3:1: duplicated key in mapping"),
     ];
     for (text, expected) in cases {
@@ -180,7 +183,9 @@ fn all_mistakes_are_reported_together_and_none_twice() {
 
 #[test]
 fn reports_are_bounded() {
-    let many: String = (0..100).map(|at| format!("- type: nonsense{at}\n")).collect();
+    let many: String = (0..100)
+        .map(|at| format!("- type: nonsense{at}\n"))
+        .collect();
     let errors = errors(&format!("plugins:\n{many}"));
     assert_eq!(errors.lines().count(), 21);
     assert!(errors.ends_with("and 80 more"), "{errors}");

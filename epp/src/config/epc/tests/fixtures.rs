@@ -36,7 +36,10 @@ impl Default for Threshold {
 impl Parameters for Threshold {
     fn validate(&self) -> Result<(), ParameterError> {
         if self.queue_depth_threshold == 0 {
-            return Err(ParameterError::new("queueDepthThreshold", "must be more than 0"));
+            return Err(ParameterError::new(
+                "queueDepthThreshold",
+                "must be more than 0",
+            ));
         }
         Ok(())
     }
