@@ -1,14 +1,14 @@
 //! `epp config check` and `epp config show`: what a configuration is worth, without running it.
 
 use std::io::{self, Write};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 
-use super::epc::{self, CONFIG_BYTES_MAX, Catalogue, LoadOptions};
+use super::epc::{self, Catalogue, LoadOptions};
 use super::problems::ConfigErrors;
 use super::resolved::ResolvedConfig;
-use super::watch;
+use super::source::ConfigSource;
 
 /// What to do instead of serving.
 #[derive(Clone, PartialEq, Eq, Debug, Subcommand)]
@@ -51,8 +51,10 @@ pub fn run(command: &Command, catalogue: &Catalogue, out: &mut impl Write) -> io
         | ConfigCommand::Show {
             file: Some(file),
             allow,
-        } => load(file, catalogue, *allow),
-        ConfigCommand::Show { file: None, .. } => epc::field_default(catalogue),
+        } => load(ConfigSource::File(file.clone()), catalogue, *allow),
+        ConfigCommand::Show { file: None, allow } => {
+            load(ConfigSource::FieldDefault, catalogue, *allow)
+        }
     };
     let config = match loaded {
         Ok(config) => config,
@@ -79,17 +81,15 @@ pub fn run(command: &Command, catalogue: &Catalogue, out: &mut impl Write) -> io
     Ok(0)
 }
 
-fn load(file: &Path, catalogue: &Catalogue, allow: Allow) -> Result<ResolvedConfig, ConfigErrors> {
-    let label = file.display().to_string();
-    let text = watch::read(file, CONFIG_BYTES_MAX).map_err(|error| {
-        // The label says the name already.
-        let reason = error.strip_prefix(&format!("{label}: ")).unwrap_or(&error);
-        ConfigErrors::whole(&label, reason)
-    })?;
+fn load(
+    source: ConfigSource,
+    catalogue: &Catalogue,
+    allow: Allow,
+) -> Result<ResolvedConfig, ConfigErrors> {
     let options = LoadOptions {
         allow_experimental: allow.allow_experimental_plugins,
     };
-    epc::load(&label, &text, catalogue, &options)
+    source.load(catalogue, &options).map(|loaded| loaded.config)
 }
 
 #[cfg(test)]

@@ -20,14 +20,16 @@ pub mod pools;
 pub mod problems;
 pub mod resolved;
 pub mod settings;
+pub mod source;
 pub mod tls;
 pub mod values;
 pub mod watch;
 pub mod yaml;
 
 pub use flags::Flags;
-pub use pools::{ConfigSource, PoolSettings};
+pub use pools::PoolSettings;
 pub use settings::{
     EndpointSource, LogFormat, LogLevel, ResponseWatch, Settings, SettingsError, TokenizerFolder,
 };
+pub use source::{ConfigSource, LoadedConfig};
 pub use tls::{TlsMode, TlsOptions};

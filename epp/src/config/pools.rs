@@ -18,7 +18,7 @@ use std::path::{Path, PathBuf};
 use super::fields::{Cursor, Fields, Located};
 use super::problems::{ConfigErrors, Problems, shown};
 use super::settings::{EndpointSource, TokenizerFolder};
-use super::watch;
+use super::source::{self, ConfigSource};
 use super::yaml::{self, Content, TEXT_BYTES_MAX};
 
 /// The name of the one pool of a process without a pools file.
@@ -49,24 +49,10 @@ pub struct PoolSettings {
     pub tokenizers: Vec<TokenizerFolder>,
 }
 
-/// Where a pool's EndpointPickerConfig comes from.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub enum ConfigSource {
-    /// There is none: what the field runs without one.
-    FieldDefault,
-    /// A file, followed while it changes.
-    File(PathBuf),
-    /// The text itself.
-    Text(String),
-}
-
 /// Reads a pools file.
 pub fn load(path: &Path) -> Result<Vec<PoolSettings>, ConfigErrors> {
     let file = path.display().to_string();
-    let text = watch::read(path, POOLS_BYTES_MAX).map_err(|error| {
-        let reason = error.strip_prefix(&format!("{file}: ")).unwrap_or(&error);
-        ConfigErrors::whole(&file, reason)
-    })?;
+    let text = source::read(path, POOLS_BYTES_MAX)?;
     parse(&file, &text, path.parent().unwrap_or(Path::new("")))
 }
 
@@ -315,7 +301,7 @@ mod tests {
             ("pools: []\n", "pools.yaml:1:8: pools: names no pool"),
             (
                 "pool: []\n",
-                "pools.yaml:1:1: the field pools is missing\npools.yaml:1:1: pool: unknown field; did you mean \"pools\"?",
+                "pools.yaml:1:1: pool: unknown field; did you mean \"pools\"?\npools.yaml:1:1: the field pools is missing",
             ),
             (
                 "pools: [{name: a}]\n",

@@ -9,8 +9,9 @@ use clap::ValueEnum;
 
 use super::flags::Flags;
 use super::model_server_flags::ModelServerFlags;
-use super::pools::{self, ConfigSource, DEFAULT_POOL, PoolSettings};
+use super::pools::{self, DEFAULT_POOL, PoolSettings};
 use super::problems::ConfigErrors;
+use super::source::ConfigSource;
 use super::tls::{TlsMode, TlsOptions};
 
 /// What this process was asked to do.

@@ -15,6 +15,7 @@ mod field_types;
 mod producers;
 mod resolve;
 mod resolve_flow;
+mod resolve_plugins;
 mod show;
 
 use super::problems::{ConfigErrors, Problems};
