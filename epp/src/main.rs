@@ -7,25 +7,27 @@ use anyhow::Context;
 use clap::error::ErrorKind;
 use clap::{CommandFactory, Parser};
 use pointsman_epp::clock::{self, Clock};
-use pointsman_epp::config::{EndpointSource, Flags, LogFormat, LogLevel, Settings, TlsMode};
+use pointsman_epp::config::epc::Catalogue;
+use pointsman_epp::config::{
+    EndpointSource, Flags, LogFormat, LogLevel, PoolSettings, Settings, TlsMode, commands,
+};
 use pointsman_epp::ext_proc::health::Health;
-use pointsman_epp::ext_proc::held::DEFAULT_HELD_BYTES;
 use pointsman_epp::ext_proc::listen::{self, PortLimits};
-use pointsman_epp::ext_proc::{LeaseLimits, Leases, Processor, StreamLimits, Watch, server, tls};
+use pointsman_epp::ext_proc::{Processor, StreamLimits, tls};
 use pointsman_epp::fleet::discovery::file::FileWatch;
-use pointsman_epp::fleet::discovery::static_list::parse_endpoints;
+use pointsman_epp::fleet::discovery::static_list::parse_endpoint;
 use pointsman_epp::fleet::kv_events::KvEvents;
 use pointsman_epp::fleet::members::check_unique;
 use pointsman_epp::fleet::pace::Intervals;
-use pointsman_epp::fleet::scrape::{ScrapeOptions, Scraper};
+use pointsman_epp::fleet::scrape::Scraper;
 use pointsman_epp::fleet::{EndpointSpec, Fleet, NowMs, Snapshot};
 use pointsman_epp::flow::UtilizationDetector;
 use pointsman_epp::index::approximate::{ApproximateIndex, PickLimits};
 use pointsman_epp::index::{IndexLimits, PrefixIndex};
-use pointsman_epp::observe::{Metrics, logging, page, pool};
+use pointsman_epp::observe::{Metrics, logging, page, pool as pool_metrics};
 use pointsman_epp::pipeline::page as rooms;
 use pointsman_epp::pipeline::{EventIndexes, Options, Parts, Pipeline};
-use pointsman_epp::schedule::Scheduler;
+use pointsman_epp::schedule::{self, Profile};
 use pointsman_epp::tokens::{TokenLimits, Tokens};
 use pointsman_proto::prompt::PromptEncoder;
 use tokio::signal::unix::{SignalKind, signal};
@@ -33,11 +35,16 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
-/// The label of pool metrics where no InferencePool gives a name.
-const POOL_NAME: &str = "default";
-
 fn main() -> ExitCode {
-    let (settings, endpoints) = match checked(Flags::parse()) {
+    let flags = Flags::parse();
+    if let Some(command) = &flags.command {
+        let catalogue = Catalogue::new(schedule::registry::plugin_types());
+        return match commands::run(command, &catalogue, &mut std::io::stdout().lock()) {
+            Ok(status) => ExitCode::from(status),
+            Err(_) => ExitCode::FAILURE,
+        };
+    }
+    let (settings, endpoints) = match checked(flags) {
         Ok(checked) => checked,
         Err(error) => Flags::command()
             .error(ErrorKind::ValueValidation, format!("{error:#}"))
@@ -55,16 +62,20 @@ fn main() -> ExitCode {
 /// The settings, and the endpoints that the command line names; none where a file lists them.
 fn checked(flags: Flags) -> anyhow::Result<(Settings, Vec<EndpointSpec>)> {
     let settings = Settings::try_from(flags)?;
-    let EndpointSource::Static(texts) = &settings.endpoints else {
+    let EndpointSource::Static(texts) = &pool(&settings)?.endpoints else {
         return Ok((settings, Vec::new()));
     };
-    let endpoints: Vec<Vec<EndpointSpec>> = texts
+    let endpoints: Vec<EndpointSpec> = texts
         .iter()
-        .map(|text| parse_endpoints(text).with_context(|| format!("--endpoint {text}")))
+        .map(|text| parse_endpoint(text).with_context(|| format!("--endpoint {text}")))
         .collect::<Result<_, _>>()?;
-    let endpoints = endpoints.concat();
     check_unique(&endpoints).context("--endpoint")?;
     Ok((settings, endpoints))
+}
+
+/// The pool that is served.
+fn pool(settings: &Settings) -> anyhow::Result<&PoolSettings> {
+    settings.pools.first().context("there is no pool")
 }
 
 fn run(settings: Settings, endpoints: Vec<EndpointSpec>) -> anyhow::Result<()> {
@@ -87,7 +98,8 @@ async fn serve(settings: Settings, endpoints: Vec<EndpointSpec>) -> anyhow::Resu
     let index = Arc::new(PrefixIndex::new(IndexLimits::default()));
     let approximate = Arc::new(ApproximateIndex::new(PickLimits::default()));
     let metrics = Arc::new(Metrics::new());
-    let tokens = load_tokenizers(&settings)?;
+    let pool = pool(&settings)?;
+    let tokens = load_tokenizers(pool)?;
     let now: NowMs = Arc::new({
         let clock = clock.clone();
         move || clock.now_ms()
@@ -96,12 +108,9 @@ async fn serve(settings: Settings, endpoints: Vec<EndpointSpec>) -> anyhow::Resu
     let base = settings.refresh_metrics_interval;
     let scraper = Scraper::new(
         Arc::clone(&fleet),
-        ScrapeOptions {
-            intervals: Intervals {
-                base,
-                ..Intervals::default()
-            },
-            ..ScrapeOptions::default()
+        Intervals {
+            base,
+            ..Intervals::default()
         },
         Arc::clone(&now),
     )?;
@@ -119,7 +128,7 @@ async fn serve(settings: Settings, endpoints: Vec<EndpointSpec>) -> anyhow::Resu
         index: Arc::clone(&index),
         approximate: Arc::clone(&approximate),
         tokens,
-        scheduler: Scheduler::field_default().with_fallback_endpoints(settings.fallback_endpoints),
+        profile: Profile::field_default().with_fallback_endpoints(settings.fallback_endpoints),
         detector: detector(&settings),
         metrics,
         clock,
@@ -129,12 +138,12 @@ async fn serve(settings: Settings, endpoints: Vec<EndpointSpec>) -> anyhow::Resu
             seed: clock::unix_nanos(),
         },
     });
-    let appendix = appendix(&pipeline, &scraper, &kv_events);
+    let appendix = appendix(pool.name.clone(), &pipeline, &scraper, &kv_events);
     tasks.spawn(scraper.run());
     tasks.spawn(kv_events.run());
     tasks.spawn(approximate.follow(Arc::clone(&fleet)));
     tasks.spawn(Arc::clone(&index).keep_reclaiming());
-    discover(&settings.endpoints, endpoints, &fleet, &mut tasks)?;
+    discover(&pool.endpoints, endpoints, &fleet, &mut tasks)?;
     health.set_ready(true).await;
     serve_ports(&settings, pipeline, appendix, &health).await
 }
@@ -152,13 +161,27 @@ async fn serve_ports(
     let drain = CancellationToken::new();
     let stop = CancellationToken::new();
     let metrics = Arc::clone(&pipeline.parts().metrics);
-    let processor = processor(settings, pipeline);
-    tokio::spawn(Arc::clone(processor.leases()).keep_expiring());
+    let processor = Processor::new(
+        Arc::new(pipeline),
+        StreamLimits {
+            max_request_body_bytes: settings.max_request_body_bytes,
+            decision_timeout: settings.decision_timeout,
+        },
+        metrics.process.streams_in_flight.clone(),
+    );
     let certificate = match &settings.tls {
         TlsMode::ClearText => None,
-        TlsMode::SelfSigned => Some(tls::server_config(None)?),
-        TlsMode::Certificate(folder) => Some(tls::server_config(Some(folder))?),
+        TlsMode::SelfSigned => Some(tls::server_tls(None, &settings.tls_options)?),
+        TlsMode::Certificate(folder) => Some(tls::server_tls(Some(folder), &settings.tls_options)?),
     };
+    let (certificate, reload) = match certificate {
+        Some(tls) => (Some(tls.config), tls.reload),
+        None => (None, None),
+    };
+    let mut followers = JoinSet::new();
+    if let Some(reload) = reload {
+        followers.spawn(reload.run());
+    }
     let limits = PortLimits {
         concurrent_streams: settings.max_concurrent_streams,
         receive_message_bytes: settings.receive_message_bytes,
@@ -206,25 +229,6 @@ async fn serve_ports(
     Ok(())
 }
 
-/// The ext_proc service, which watches responses as the gateway shows them.
-fn processor(settings: &Settings, pipeline: Pipeline) -> Processor<Pipeline> {
-    let clock = pipeline.parts().clock.clone();
-    let boot = rand::random();
-    Processor::new(server::Parts {
-        limits: StreamLimits {
-            max_request_body_bytes: settings.max_request_body_bytes,
-            max_held_bytes: DEFAULT_HELD_BYTES,
-            decision_timeout: settings.decision_timeout,
-        },
-        watch: Watch::Auto,
-        leases: Leases::new(boot, LeaseLimits::default(), clock.clone()),
-        clock,
-        streams_in_flight: pipeline.parts().metrics.process.streams_in_flight.clone(),
-        stream_ended: None,
-        decider: Arc::new(pipeline),
-    })
-}
-
 async fn bind(
     service: &str,
     address: std::net::SocketAddr,
@@ -253,9 +257,9 @@ fn discover(
     Ok(())
 }
 
-fn load_tokenizers(settings: &Settings) -> anyhow::Result<Tokens> {
+fn load_tokenizers(pool: &PoolSettings) -> anyhow::Result<Tokens> {
     let mut encoders = Vec::new();
-    for tokenizer in &settings.tokenizers {
+    for tokenizer in &pool.tokenizers {
         let folder = tokenizer.folder.display();
         let encoder = PromptEncoder::load(&tokenizer.folder)
             .with_context(|| format!("cannot load the tokenizer in {folder}"))?;
@@ -276,7 +280,12 @@ fn detector(settings: &Settings) -> UtilizationDetector {
 }
 
 /// What the metrics page reads off the rooms at the moment of a scrape.
-fn appendix(pipeline: &Pipeline, scraper: &Scraper, kv_events: &KvEvents) -> page::Appendix {
+fn appendix(
+    pool_name: String,
+    pipeline: &Pipeline,
+    scraper: &Scraper,
+    kv_events: &KvEvents,
+) -> page::Appendix {
     let pipeline = pipeline.clone();
     let scrapes = scraper.counters();
     let events = kv_events.counters();
@@ -284,7 +293,7 @@ fn appendix(pipeline: &Pipeline, scraper: &Scraper, kv_events: &KvEvents) -> pag
         let parts = pipeline.parts();
         let mut snapshot = Snapshot::default();
         parts.fleet.snapshot_into(&mut snapshot);
-        pool::render(POOL_NAME, &snapshot, text);
+        pool_metrics::render(&pool_name, &snapshot, text);
         rooms::render_index(&parts.index.stats(), text);
         let approximate = &parts.approximate;
         rooms::render_approximate(&approximate.stats(), approximate.counters(), text);
@@ -316,6 +325,9 @@ fn start_logging(settings: &Settings) -> anyhow::Result<()> {
             flags = settings.ignored_flags.join(" "),
             "flags accepted and without effect"
         );
+    }
+    for (flag, instead) in &settings.deprecated_flags {
+        warn!(flag, instead, "flag deprecated");
     }
     Ok(())
 }

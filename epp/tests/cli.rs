@@ -180,9 +180,9 @@ fn get(address: SocketAddr, path: &str) -> String {
 
 #[test]
 fn starts_serves_metrics_and_drains_on_sigterm() {
-    let mut epp = Running::start(&["--endpoint=127.0.0.1:1,name=one", "--tracing=true"]);
+    let mut epp = Running::start(&["--endpoint=127.0.0.1:1,name=one", "--enable-pprof=true"]);
     let warning = epp.line("flags accepted and without effect", None);
-    assert_eq!(warning["flags"], "--tracing");
+    assert_eq!(warning["flags"], "--enable-pprof");
     assert_ne!(epp.address("ext_proc").port(), 0);
     assert_ne!(epp.address("health").port(), 0);
     let metrics = epp.address("metrics");

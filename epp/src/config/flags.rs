@@ -11,8 +11,11 @@ use std::time::Duration;
 
 use clap::{ArgAction, Parser};
 
+use super::commands::Command;
 use super::foreign_flags::ForeignFlags;
-use super::settings::{LogFormat, TokenizerFolder};
+use super::model_server_flags::ModelServerFlags;
+use super::settings::{LogFormat, ResponseWatch, TokenizerFolder};
+use super::tls::{CipherSuite, TlsVersion};
 use super::values;
 
 /// Picks the worker that answers an LLM request soonest.
@@ -22,8 +25,12 @@ use super::values;
 /// where to send the request. It speaks the Endpoint Picker Protocol, so any gateway that supports
 /// InferencePool can use it.
 #[derive(Clone, Debug, Parser)]
-#[command(name = "epp", version, max_term_width = 110, after_help = EXAMPLES)]
+#[command(name = "epp", version, max_term_width = 110, after_help = EXAMPLES,
+    args_conflicts_with_subcommands = true)]
 pub struct Flags {
+    #[command(subcommand)]
+    pub command: Option<Command>,
+
     /// A worker, as IP:PORT, for example 127.0.0.1:8000 or [::1]:8000. Repeat for each worker.
     /// `name` is what logs and metrics call it; `kv-events` and `kv-replay` are its ZMQ addresses
     /// (tcp://HOST:PORT), and the worker is asked for them where they are not given.
@@ -42,6 +49,17 @@ pub struct Flags {
     )]
     pub endpoints_file: Option<PathBuf>,
 
+    /// A YAML file that lists several pools, each with its workers, configuration and tokenizers, for
+    /// one process that serves them all. Requests are told apart by their authority.
+    #[arg(
+        long,
+        help_heading = "Workers",
+        value_name = "PATH",
+        env = "EPP_POOLS_FILE",
+        conflicts_with_all = ["endpoints", "endpoints_file", "config_file", "config_text", "resources_file", "tokenizers"]
+    )]
+    pub pools_file: Option<PathBuf>,
+
     /// The shortest time between two readings of a worker's /metrics page. Idle and slow workers
     /// are read less often.
     #[arg(long, help_heading = "Workers", value_name = "DURATION", default_value = "50ms",
@@ -52,6 +70,41 @@ pub struct Flags {
     #[arg(long, help_heading = "Workers", value_name = "DURATION", default_value = "2s",
         value_parser = values::duration)]
     pub metrics_staleness_threshold: Duration,
+
+    /// An EndpointPickerConfig, YAML or JSON. It is read again whenever its content changes; one that
+    /// is wrong leaves the last good one in place. Without any, the field's default profile runs.
+    /// `epp config check` says what is wrong with one.
+    #[arg(
+        long,
+        help_heading = "Picking",
+        value_name = "PATH",
+        env = "EPP_CONFIG_FILE"
+    )]
+    pub config_file: Option<PathBuf>,
+
+    /// The EndpointPickerConfig itself.
+    #[arg(
+        long,
+        help_heading = "Picking",
+        value_name = "TEXT",
+        conflicts_with = "config_file"
+    )]
+    pub config_text: Option<String>,
+
+    /// InferenceObjective and InferenceModelRewrite documents. The file is read again whenever its
+    /// content changes.
+    #[arg(
+        long,
+        help_heading = "Picking",
+        value_name = "PATH",
+        env = "EPP_RESOURCES_FILE"
+    )]
+    pub resources_file: Option<PathBuf>,
+
+    /// Take plugin types that the field calls alpha.
+    #[arg(long, help_heading = "Picking", value_name = "BOOL", default_value_t = false,
+        num_args = 0..=1, require_equals = true, default_missing_value = "true", action = ArgAction::Set)]
+    pub allow_experimental_plugins: bool,
 
     /// A model folder with tokenizer.json and the chat template. With MODEL= it serves requests for
     /// that model only, without it those for every other model. Without any, what workers hold is
@@ -79,6 +132,32 @@ pub struct Flags {
     #[arg(long, help_heading = "Picking", value_name = "BOOL", default_value_t = false,
         num_args = 0..=1, require_equals = true, default_missing_value = "true", action = ArgAction::Set)]
     pub emit_endpoint_scores: bool,
+
+    /// How a response is watched. `stream`: its chunks pass through epp. `access-log`: epp leaves after
+    /// the pick and hears of the end from Envoy's gRPC access log. `auto`: by access log where the
+    /// gateway shows no response bodies (response body mode NONE), as a stream otherwise.
+    #[arg(
+        long,
+        help_heading = "Picking",
+        value_name = "WAY",
+        default_value = "auto"
+    )]
+    pub response_watch: ResponseWatch,
+
+    /// How long a request counts as running without a word from the access log.
+    #[arg(long, help_heading = "Picking", value_name = "DURATION", default_value = "60s",
+        value_parser = values::duration)]
+    pub access_log_lease: Duration,
+
+    /// A client that sends this request header with `1` or `true` gets the decision in the response
+    /// header x-pointsman-decision. Off by default: it names workers and scores.
+    #[arg(long, help_heading = "Picking", value_name = "NAME")]
+    pub debug_header: Option<String>,
+
+    /// How many of the last decisions are kept for the status page.
+    #[arg(long, help_heading = "Picking", value_name = "COUNT", default_value_t = 256,
+        value_parser = clap::value_parser!(u32).range(1..=65_536))]
+    pub decision_log_size: u32,
 
     /// The address that every port is opened on.
     #[arg(
@@ -130,6 +209,30 @@ pub struct Flags {
     /// self-signed.
     #[arg(long, help_heading = "Ports", value_name = "FOLDER")]
     pub cert_path: Option<PathBuf>,
+
+    /// Follow the certificate's files and serve a renewed one without a restart.
+    #[arg(long, help_heading = "Ports", value_name = "BOOL", default_value_t = false,
+        num_args = 0..=1, require_equals = true, default_missing_value = "true", action = ArgAction::Set)]
+    pub enable_cert_reload: bool,
+
+    /// The oldest TLS version that is spoken: VersionTLS12 or VersionTLS13.
+    #[arg(
+        long,
+        help_heading = "Ports",
+        value_name = "VERSION",
+        default_value = "VersionTLS12"
+    )]
+    pub tls_min_version: TlsVersion,
+
+    /// The cipher suites of TLS 1.2 that are spoken, by Go's names, comma-separated. All by default;
+    /// those of TLS 1.3 are fixed.
+    #[arg(
+        long,
+        help_heading = "Ports",
+        value_name = "NAMES",
+        value_delimiter = ','
+    )]
+    pub tls_cipher_suites: Vec<CipherSuite>,
 
     /// The largest request body that is taken in, in bytes or with KiB, MiB or GiB. A larger one is
     /// answered 413.
@@ -183,6 +286,20 @@ pub struct Flags {
     )]
     pub verbosity: u8,
 
+    /// Export spans where OTEL_EXPORTER_OTLP_ENDPOINT or OTEL_EXPORTER_OTLP_TRACES_ENDPOINT names a
+    /// collector (OTLP over gRPC).
+    #[arg(long, help_heading = "Logging", value_name = "BOOL", default_value_t = true,
+        num_args = 0..=1, require_equals = true, default_missing_value = "true", action = ArgAction::Set)]
+    pub tracing: bool,
+
+    /// Count and time the ext_proc streams themselves, by their gRPC status.
+    #[arg(long, help_heading = "Logging", value_name = "BOOL", default_value_t = false,
+        num_args = 0..=1, require_equals = true, default_missing_value = "true", action = ArgAction::Set)]
+    pub enable_grpc_stream_metrics: bool,
+
+    #[command(flatten)]
+    pub model_server: ModelServerFlags,
+
     #[command(flatten)]
     pub foreign: ForeignFlags,
 }
@@ -195,12 +312,16 @@ Examples:
   Prefix-aware picking; the workers' KV events tell what each one holds:
     epp --endpoints-file workers.yaml --tokenizer /models/qwen3
 
+  The configuration of another picker, checked and then run:
+    epp config check picker.yaml
+    epp --endpoints-file workers.yaml --config-file picker.yaml
+
   A list of fallbacks for a gateway with the override_host policy, and a log line for each request:
     epp --endpoints-file workers.yaml --fallback-endpoints 2 -v 4
 
-Flags of other endpoint pickers: those that ask for Kubernetes, leader election, a configuration file or \
-authenticated metrics are refused by name. --tracing, --enable-pprof, --health-checking, \
---refresh-prometheus-metrics-interval, --enable-grpc-stream-metrics and --allow-experimental-plugins \
-are accepted and do nothing.
+Flags of other endpoint pickers: those that ask for Kubernetes, leader election or authenticated metrics are \
+refused by name. Metric names (--total-queued-requests-metric and its like) and --model-server-metrics-* work and \
+are deprecated. --enable-pprof, --health-checking and --refresh-prometheus-metrics-interval are accepted and do \
+nothing.
 
 Exit status: 0 after a drain, 1 when a part cannot start, 2 when a flag makes no sense.";

@@ -4,6 +4,8 @@
 //! what survives a crash is refused at start-up with its name and what to do instead. One that only
 //! adds comfort is accepted with a warning, so that manifests written for another picker start.
 
+use std::time::Duration;
+
 use clap::{ArgAction, Args};
 
 /// Every one of these is hidden from `--help`, which names them in a closing paragraph.
@@ -21,10 +23,6 @@ pub struct ForeignFlags {
     endpoint_target_ports: Option<String>,
     #[arg(long, hide = true)]
     kubeconfig: Option<String>,
-    #[arg(long, hide = true)]
-    config_file: Option<String>,
-    #[arg(long, hide = true)]
-    config_text: Option<String>,
     #[arg(long, hide = true, action = ArgAction::Set,
         num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     ha_enable_leader_election: Option<bool>,
@@ -37,52 +35,18 @@ pub struct ForeignFlags {
     metrics_cert_dir: Option<String>,
     #[arg(long, hide = true, action = ArgAction::Set,
         num_args = 0..=1, require_equals = true, default_missing_value = "true")]
-    enable_cert_reload: Option<bool>,
-    #[arg(long, hide = true)]
-    tls_min_version: Option<String>,
-    #[arg(long, hide = true)]
-    tls_cipher_suites: Option<String>,
-    #[arg(long, hide = true)]
-    total_queued_requests_metric: Option<String>,
-    #[arg(long, hide = true)]
-    total_running_requests_metric: Option<String>,
-    #[arg(long, hide = true)]
-    kv_cache_usage_percentage_metric: Option<String>,
-    #[arg(long, hide = true)]
-    lora_info_metric: Option<String>,
-    #[arg(long, hide = true)]
-    cache_info_metric: Option<String>,
-
-    #[arg(long, hide = true, action = ArgAction::Set,
-        num_args = 0..=1, require_equals = true, default_missing_value = "true")]
-    tracing: Option<bool>,
-    #[arg(long, hide = true, action = ArgAction::Set,
-        num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     enable_pprof: Option<bool>,
-    #[arg(long, hide = true)]
-    refresh_prometheus_metrics_interval: Option<String>,
+    #[arg(long, hide = true, value_parser = super::values::duration)]
+    refresh_prometheus_metrics_interval: Option<Duration>,
     #[arg(long, hide = true, action = ArgAction::Set,
         num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     health_checking: Option<bool>,
-    #[arg(long, hide = true, action = ArgAction::Set,
-        num_args = 0..=1, require_equals = true, default_missing_value = "true")]
-    enable_grpc_stream_metrics: Option<bool>,
-    #[arg(long, hide = true, action = ArgAction::Set,
-        num_args = 0..=1, require_equals = true, default_missing_value = "true")]
-    allow_experimental_plugins: Option<bool>,
 }
 
 const NO_KUBERNETES: &str =
     "this build has no Kubernetes discovery; name the workers with --endpoint or --endpoints-file";
-const NO_CONFIGURATION: &str =
-    "this build reads no EndpointPickerConfig; it schedules with the field's default profile";
 const PLAIN_METRICS: &str = "the metrics port is in clear text and without authentication";
-const FIXED_SERIES: &str = "series names are not configurable; workers are read under vLLM's names";
-
 const NO_LEADER: &str = "replicas are active-active and elect no leader; leave the flag out";
-const NO_RELOAD: &str = "certificates are read once; restart to renew them";
-const FIXED_TLS: &str =
-    "TLS 1.2 and 1.3 are spoken; neither versions nor cipher suites are configurable";
 
 /// A flag, whether it was given in a way that matters, and what to do instead.
 type RefusedFlag = (&'static str, fn(&ForeignFlags) -> bool, &'static str);
@@ -119,16 +83,6 @@ const REFUSED: &[RefusedFlag] = &[
         NO_KUBERNETES,
     ),
     (
-        "--config-file",
-        |flags| flags.config_file.is_some(),
-        NO_CONFIGURATION,
-    ),
-    (
-        "--config-text",
-        |flags| flags.config_text.is_some(),
-        NO_CONFIGURATION,
-    ),
-    (
         "--ha-enable-leader-election",
         |flags| flags.ha_enable_leader_election == Some(true),
         NO_LEADER,
@@ -148,46 +102,6 @@ const REFUSED: &[RefusedFlag] = &[
         |flags| flags.metrics_cert_dir.is_some(),
         PLAIN_METRICS,
     ),
-    (
-        "--enable-cert-reload",
-        |flags| flags.enable_cert_reload == Some(true),
-        NO_RELOAD,
-    ),
-    (
-        "--tls-min-version",
-        |flags| flags.tls_min_version.is_some(),
-        FIXED_TLS,
-    ),
-    (
-        "--tls-cipher-suites",
-        |flags| flags.tls_cipher_suites.is_some(),
-        FIXED_TLS,
-    ),
-    (
-        "--total-queued-requests-metric",
-        |flags| flags.total_queued_requests_metric.is_some(),
-        FIXED_SERIES,
-    ),
-    (
-        "--total-running-requests-metric",
-        |flags| flags.total_running_requests_metric.is_some(),
-        FIXED_SERIES,
-    ),
-    (
-        "--kv-cache-usage-percentage-metric",
-        |flags| flags.kv_cache_usage_percentage_metric.is_some(),
-        FIXED_SERIES,
-    ),
-    (
-        "--lora-info-metric",
-        |flags| flags.lora_info_metric.is_some(),
-        FIXED_SERIES,
-    ),
-    (
-        "--cache-info-metric",
-        |flags| flags.cache_info_metric.is_some(),
-        FIXED_SERIES,
-    ),
 ];
 
 impl ForeignFlags {
@@ -198,24 +112,15 @@ impl ForeignFlags {
     }
 
     /// The flags that are accepted and do nothing, for a warning. A flag that switches off what is
-    /// not there is no news.
+    /// not there is no news. Pool gauges need no interval: they are computed when they are scraped.
     pub(super) fn ignored(&self) -> Vec<&'static str> {
         let ignored = [
-            ("--tracing", self.tracing == Some(true)),
             ("--enable-pprof", self.enable_pprof == Some(true)),
             (
                 "--refresh-prometheus-metrics-interval",
                 self.refresh_prometheus_metrics_interval.is_some(),
             ),
             ("--health-checking", self.health_checking == Some(true)),
-            (
-                "--enable-grpc-stream-metrics",
-                self.enable_grpc_stream_metrics == Some(true),
-            ),
-            (
-                "--allow-experimental-plugins",
-                self.allow_experimental_plugins == Some(true),
-            ),
         ];
         ignored
             .into_iter()

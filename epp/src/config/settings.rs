@@ -8,22 +8,39 @@ use std::time::Duration;
 use clap::ValueEnum;
 
 use super::flags::Flags;
+use super::model_server_flags::ModelServerFlags;
+use super::pools::{self, DEFAULT_POOL, PoolSettings};
+use super::problems::ConfigErrors;
+use super::source::ConfigSource;
+use super::tls::{TlsMode, TlsOptions};
 
 /// What this process was asked to do.
 #[derive(Clone, Debug)]
 pub struct Settings {
-    pub endpoints: EndpointSource,
+    /// At least one; names are unique, and one at most is the default one.
+    pub pools: Vec<PoolSettings>,
+    /// Take plugin types that are alpha.
+    pub allow_experimental_plugins: bool,
+    /// How workers are scraped, where deprecated flags say so.
+    pub model_server: ModelServerFlags,
     pub refresh_metrics_interval: Duration,
     pub metrics_staleness_threshold: Duration,
-    pub tokenizers: Vec<TokenizerFolder>,
     /// Endpoints named after the picked one.
     pub fallback_endpoints: usize,
     pub use_subset_hint: bool,
     pub emit_scores: bool,
+    pub response_watch: ResponseWatch,
+    /// How long a request counts as running without a word from the access log.
+    pub access_log_lease: Duration,
+    /// The request header, in lower case, that asks for the decision; `None` = nobody may ask.
+    pub debug_header: Option<String>,
+    /// Decisions kept for the status page.
+    pub decision_log_size: usize,
     pub ext_proc_address: SocketAddr,
     pub health_address: SocketAddr,
     pub metrics_address: SocketAddr,
     pub tls: TlsMode,
+    pub tls_options: TlsOptions,
     pub max_request_body_bytes: usize,
     pub decision_timeout: Duration,
     pub max_concurrent_streams: u32,
@@ -32,8 +49,13 @@ pub struct Settings {
     pub drain_timeout: Duration,
     pub log_format: LogFormat,
     pub log_level: LogLevel,
+    /// Whether spans may be exported; whether they are depends on the environment.
+    pub tracing: bool,
+    pub grpc_stream_metrics: bool,
     /// Flags that were given and do nothing.
     pub ignored_flags: Vec<&'static str>,
+    /// Flags that were given and work, and what to write instead.
+    pub deprecated_flags: Vec<(&'static str, &'static str)>,
 }
 
 /// Where the endpoints come from.
@@ -42,15 +64,6 @@ pub enum EndpointSource {
     /// One text for each, for discovery to read.
     Static(Vec<String>),
     File(PathBuf),
-}
-
-/// How the ext_proc port is secured.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum TlsMode {
-    ClearText,
-    SelfSigned,
-    /// A folder with `tls.crt` and `tls.key`.
-    Certificate(PathBuf),
 }
 
 /// A model folder and the model whose prompts it encodes.
@@ -79,6 +92,15 @@ impl FromStr for TokenizerFolder {
             folder: PathBuf::from(folder),
         })
     }
+}
+
+/// How responses are watched.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum ResponseWatch {
+    /// By access log where the gateway shows no response bodies, as a stream otherwise.
+    Auto,
+    Stream,
+    AccessLog,
 }
 
 /// How log lines are written.
@@ -111,6 +133,10 @@ pub enum SettingsError {
     Zero { flag: &'static str },
     #[error("--cert-path needs --secure-serving")]
     CertificateInClearText,
+    #[error("--debug-header: `{name}` is no header name")]
+    DebugHeader { name: String },
+    #[error("--pools-file is wrong:\n{0}")]
+    Pools(#[from] ConfigErrors),
     #[error("{flag} is not supported: {instead}")]
     Unsupported {
         flag: &'static str,
@@ -129,8 +155,8 @@ impl TryFrom<Flags> for Settings {
             return Err(SettingsError::Unsupported { flag, instead });
         }
         check_above_zero(&flags)?;
-        check_tokenizers(&flags.tokenizers)?;
         let tls = tls_mode(&flags)?;
+        let debug_header = flags.debug_header.as_deref().map(header_name).transpose()?;
         let address = |port| SocketAddr::new(flags.bind_address, port);
         let default_receive_bytes = flags
             .max_request_body_bytes
@@ -140,9 +166,22 @@ impl TryFrom<Flags> for Settings {
             health_address: address(flags.grpc_health_port),
             metrics_address: address(flags.metrics_port),
             tls,
+            tls_options: TlsOptions {
+                min_version: flags.tls_min_version,
+                cipher_suites: flags.tls_cipher_suites.clone(),
+                reload: flags.enable_cert_reload,
+            },
             refresh_metrics_interval: flags.refresh_metrics_interval,
             metrics_staleness_threshold: flags.metrics_staleness_threshold,
-            tokenizers: flags.tokenizers,
+            allow_experimental_plugins: flags.allow_experimental_plugins,
+            deprecated_flags: flags.model_server.given(),
+            model_server: flags.model_server.clone(),
+            response_watch: flags.response_watch,
+            access_log_lease: flags.access_log_lease,
+            debug_header,
+            decision_log_size: flags.decision_log_size as usize,
+            tracing: flags.tracing,
+            grpc_stream_metrics: flags.enable_grpc_stream_metrics,
             fallback_endpoints: flags.fallback_endpoints,
             use_subset_hint: !flags.disable_endpoint_subset_filter,
             emit_scores: flags.emit_endpoint_scores,
@@ -157,9 +196,41 @@ impl TryFrom<Flags> for Settings {
             log_format: flags.log_format,
             log_level: log_level(flags.verbosity),
             ignored_flags: flags.foreign.ignored(),
-            endpoints: endpoint_source(flags.endpoints, flags.endpoints_file)?,
+            pools: pools(flags)?,
         })
     }
+}
+
+/// The pools of the pools file, or the one that the plain flags describe.
+fn pools(flags: Flags) -> Result<Vec<PoolSettings>, SettingsError> {
+    if let Some(file) = &flags.pools_file {
+        return Ok(pools::load(file)?);
+    }
+    check_tokenizers(&flags.tokenizers)?;
+    let config = match (flags.config_file, flags.config_text) {
+        (Some(file), _) => ConfigSource::File(file),
+        (None, Some(text)) => ConfigSource::Text(text),
+        (None, None) => ConfigSource::FieldDefault,
+    };
+    Ok(vec![PoolSettings {
+        name: DEFAULT_POOL.to_owned(),
+        is_default: true,
+        authorities: Vec::new(),
+        endpoints: endpoint_source(flags.endpoints, flags.endpoints_file)?,
+        config,
+        resources_file: flags.resources_file,
+        tokenizers: flags.tokenizers,
+    }])
+}
+
+fn header_name(name: &str) -> Result<String, SettingsError> {
+    let is_token = |c: char| c.is_ascii_alphanumeric() || "!#$%&'*+-.^_`|~".contains(c);
+    if name.is_empty() || !name.chars().all(is_token) {
+        return Err(SettingsError::DebugHeader {
+            name: name.to_owned(),
+        });
+    }
+    Ok(name.to_ascii_lowercase())
 }
 
 fn endpoint_source(
@@ -186,6 +257,7 @@ fn check_above_zero(flags: &Flags) -> Result<(), SettingsError> {
             flags.metrics_staleness_threshold.is_zero(),
         ),
         ("decision-timeout", flags.decision_timeout.is_zero()),
+        ("access-log-lease", flags.access_log_lease.is_zero()),
         ("max-request-body-bytes", flags.max_request_body_bytes == 0),
         (
             "grpc-max-recv-msg-size",
@@ -242,6 +314,7 @@ mod tests {
     use clap::{CommandFactory, Parser};
 
     use super::*;
+    use crate::config::tls::TlsVersion;
 
     fn settings(arguments: &str) -> Result<Settings, SettingsError> {
         let arguments = ["epp"].into_iter().chain(arguments.split_whitespace());
@@ -270,6 +343,115 @@ mod tests {
         assert_eq!(settings.fallback_endpoints, 0);
         assert!(settings.use_subset_hint);
         assert_eq!(settings.log_level, LogLevel::Info);
+        assert!(settings.tracing && !settings.grpc_stream_metrics);
+        assert!(!settings.allow_experimental_plugins);
+        assert_eq!(settings.response_watch, ResponseWatch::Auto);
+        assert_eq!(settings.access_log_lease, Duration::from_mins(1));
+        assert_eq!(
+            (settings.debug_header, settings.decision_log_size),
+            (None, 256)
+        );
+        assert_eq!(settings.tls_options, TlsOptions::default());
+        let [pool] = settings.pools.as_slice() else {
+            panic!("{:?}", settings.pools)
+        };
+        assert_eq!((pool.name.as_str(), pool.is_default), ("default", true));
+        assert_eq!(pool.config, ConfigSource::FieldDefault);
+    }
+
+    #[test]
+    fn configuration_is_a_file_or_a_text() {
+        let config = |flags: &str| {
+            settings(&format!("{ONE} {flags}")).unwrap().pools[0]
+                .config
+                .clone()
+        };
+        assert_eq!(
+            config("--config-file c.yaml"),
+            ConfigSource::File("c.yaml".into())
+        );
+        assert_eq!(config("--config-text {}"), ConfigSource::Text("{}".into()));
+        let both = ["epp", "--config-file", "c", "--config-text", "x"];
+        assert!(Flags::try_parse_from(both).is_err());
+    }
+
+    #[test]
+    fn tls_flags_are_the_fields() {
+        let flags = "--tls-min-version=VersionTLS13 --enable-cert-reload --cert-path /c \
+            --tls-cipher-suites=TLS_AES_128_GCM_SHA256,TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256";
+        let settings = settings(&format!("{ONE} {flags}")).unwrap();
+        assert_eq!(settings.tls, TlsMode::Certificate("/c".into()));
+        let options = settings.tls_options;
+        assert_eq!(options.min_version, TlsVersion::Tls13);
+        assert!(options.reload && options.cipher_suites.len() == 2);
+        for wrong in ["--tls-min-version=VersionTLS10", "--tls-cipher-suites=RC4"] {
+            assert!(Flags::try_parse_from(["epp", wrong]).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn older_flags_for_scraping_work_and_are_reported() {
+        let flags = "--total-queued-requests-metric=q --model-server-metrics-port=9400 \
+            --model-server-metrics-https-insecure-skip-verify=false";
+        let settings = settings(&format!("{ONE} {flags}")).unwrap();
+        assert_eq!(
+            settings
+                .model_server
+                .total_queued_requests_metric
+                .as_deref(),
+            Some("q")
+        );
+        assert_eq!(settings.model_server.model_server_metrics_port, Some(9400));
+        let deprecated: Vec<&str> = settings
+            .deprecated_flags
+            .iter()
+            .map(|(flag, _)| *flag)
+            .collect();
+        assert_eq!(
+            deprecated,
+            [
+                "--total-queued-requests-metric",
+                "--model-server-metrics-port",
+                "--model-server-metrics-https-insecure-skip-verify"
+            ]
+        );
+    }
+
+    #[test]
+    fn pools_come_from_their_file() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let path = file.path().to_str().unwrap();
+        std::fs::write(
+            path,
+            "pools: [{name: a, endpoints: [x]}, {name: b, endpoints: [y]}]",
+        )
+        .unwrap();
+        let pools = settings(&format!("--pools-file {path}")).unwrap().pools;
+        assert_eq!(pools.len(), 2);
+        std::fs::write(path, "pools: [{name: a}]").unwrap();
+        let error = settings(&format!("--pools-file {path}"))
+            .unwrap_err()
+            .to_string();
+        assert!(error.contains(":1:9: pools[0]: no workers"), "{error}");
+        for other in [
+            "--endpoint=x",
+            "--endpoints-file=x",
+            "--config-file=x",
+            "--tokenizer=x",
+        ] {
+            assert!(
+                Flags::try_parse_from(["epp", "--pools-file=p", other]).is_err(),
+                "{other}"
+            );
+        }
+    }
+
+    #[test]
+    fn commands_stand_alone() {
+        let flags = Flags::try_parse_from(["epp", "config", "check", "c.yaml"]).unwrap();
+        assert!(flags.command.is_some());
+        let mixed = ["epp", "--endpoint=127.0.0.1:1", "config", "check", "c.yaml"];
+        assert!(Flags::try_parse_from(mixed).is_err());
     }
 
     #[test]
@@ -293,9 +475,10 @@ mod tests {
     #[test]
     fn tokenizers_are_per_model() {
         let settings = settings(&format!("{ONE} --tokenizer /a --tokenizer m=/b")).unwrap();
-        assert_eq!(settings.tokenizers[0].model, None);
-        assert_eq!(settings.tokenizers[1].model.as_deref(), Some("m"));
-        assert_eq!(settings.tokenizers[1].folder, PathBuf::from("/b"));
+        let tokenizers = &settings.pools[0].tokenizers;
+        assert_eq!(tokenizers[0].model, None);
+        assert_eq!(tokenizers[1].model.as_deref(), Some("m"));
+        assert_eq!(tokenizers[1].folder, PathBuf::from("/b"));
     }
 
     #[test]
@@ -312,7 +495,9 @@ mod tests {
                 "--cert-path",
             ),
             (format!("{ONE} --pool-name vllm"), "--pool-name"),
-            (format!("{ONE} --config-file c.yaml"), "--config-file"),
+            (format!("{ONE} --access-log-lease 0s"), "--access-log-lease"),
+            (format!("{ONE} --debug-header a:b"), "--debug-header"),
+            (format!("{ONE} --metrics-cert-dir /x"), "--metrics-cert-dir"),
             (
                 format!("{ONE} --ha-enable-leader-election"),
                 "--ha-enable-leader-election",
@@ -336,15 +521,11 @@ mod tests {
             settings(&format!("{ONE} {flags}")).unwrap().ignored_flags,
             [""; 0]
         );
-        let flags = "--tracing --enable-pprof=true --refresh-prometheus-metrics-interval=5s";
+        let flags = "--enable-pprof=true --refresh-prometheus-metrics-interval=5s";
         let ignored = settings(&format!("{ONE} {flags}")).unwrap().ignored_flags;
         assert_eq!(
             ignored,
-            [
-                "--tracing",
-                "--enable-pprof",
-                "--refresh-prometheus-metrics-interval"
-            ]
+            ["--enable-pprof", "--refresh-prometheus-metrics-interval"]
         );
     }
 

@@ -8,19 +8,22 @@
 
 use std::future::Future;
 use std::net::SocketAddr;
+use std::sync::Arc;
 
 use envoy_types::pb::envoy::service::accesslog::v3::access_log_service_server::AccessLogServiceServer;
 use envoy_types::pb::envoy::service::ext_proc::v3::external_processor_server::ExternalProcessorServer;
+use rustls::ServerConfig;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
+use tonic::transport::Server;
 use tonic::transport::server::TcpIncoming;
-use tonic::transport::{Server, ServerTlsConfig};
 
 use super::access_log::service::{AccessLogs, MESSAGE_BYTES_MAX};
 use super::authority::WithAuthority;
 use super::decider::Decider;
 use super::health::Health;
 use super::server::Processor;
+use super::tls;
 
 /// Unread bytes of one stream.
 const STREAM_WINDOW_BYTES: u32 = 1024 * 1024;
@@ -53,7 +56,7 @@ pub async fn bind(address: SocketAddr) -> std::io::Result<(TcpListener, SocketAd
 /// ended and the last exchange without a stream was reported or has run out of time.
 pub async fn serve_ext_proc<D: Decider>(
     listener: TcpListener,
-    tls: Option<ServerTlsConfig>,
+    tls: Option<Arc<ServerConfig>>,
     limits: PortLimits,
     processor: Processor<D>,
     health: &Health,
@@ -74,19 +77,15 @@ pub async fn serve_ext_proc<D: Decider>(
         .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
         .max_concurrent_streams(limits.concurrent_streams)
         .http2_max_pending_accept_reset_streams(Some(PENDING_RESETS));
-    if let Some(tls) = tls {
-        server = server.tls_config(tls)?;
-    }
+    let router = server
+        .add_service(WithAuthority(service))
+        .add_service(access_logs)
+        .add_service(health.service());
     let draining = CancellationToken::new();
     let shutdown = async {
         shutdown.await;
         draining.cancel();
     };
-    let served = server
-        .add_service(WithAuthority(service))
-        .add_service(access_logs)
-        .add_service(health.service())
-        .serve_with_incoming_shutdown(incoming(listener), shutdown);
     // The streams of the access log have no end of their own, and until the last exchange is
     // reported they are needed.
     let drained = async {
@@ -94,6 +93,15 @@ pub async fn serve_ext_proc<D: Decider>(
         processor.idle().await;
         processor.leases().emptied().await;
         no_more_entries.cancel();
+    };
+    let served = async {
+        if let Some(tls) = tls {
+            let secured = tls::incoming(listener, tls);
+            router.serve_with_incoming_shutdown(secured, shutdown).await
+        } else {
+            let plain = incoming(listener);
+            router.serve_with_incoming_shutdown(plain, shutdown).await
+        }
     };
     let mut served = std::pin::pin!(served);
     tokio::select! {

@@ -33,7 +33,7 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tonic::Streaming;
-use tonic::transport::{Certificate, Channel, ClientTlsConfig, ServerTlsConfig};
+use tonic::transport::{Certificate, Channel, ClientTlsConfig};
 
 /// How long any one answer may take before a test fails.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -72,7 +72,7 @@ pub(crate) async fn picker_with(workers: &[P], adjust: impl FnOnce(&mut Parts)) 
 /// A picker behind this certificate, and a client that trusts it.
 pub(crate) async fn picker_over_tls(
     workers: &[P],
-    certificate: ServerTlsConfig,
+    certificate: Arc<rustls::ServerConfig>,
     trusted_pem: &str,
 ) -> Picker {
     let parts = parts_of(workers);
@@ -123,7 +123,7 @@ async fn serve(
     decider: impl Decider,
     limits: StreamLimits,
     (fleet, metrics): (Arc<Fleet>, Arc<Metrics>),
-    tls: Option<(ServerTlsConfig, ClientTlsConfig)>,
+    tls: Option<(Arc<rustls::ServerConfig>, ClientTlsConfig)>,
 ) -> Picker {
     let (listener, address) = listen::bind("127.0.0.1:0".parse().unwrap()).await.unwrap();
     let stop = CancellationToken::new();

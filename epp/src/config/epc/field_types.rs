@@ -1,0 +1,177 @@
+//! Every plugin type of the field, with its kind and how mature the field calls it.
+//!
+//! The rooms define the types that this picker has; this list says which names an operator may
+//! bring along, so that a missing one is told from a misspelt one, and a test can compare.
+
+use crate::config::plugins::PluginKind::{
+    self, Admitter, DataProducer, DataSource, Decider, Discovery, EvictionFilter, EvictionOrder,
+    Extractor, Fairness, Filter, Ordering, Parser, Picker, ProfileHandler, RequestControl,
+    SaturationDetector, Scorer, UsageLimit,
+};
+use crate::config::plugins::Stage::{self, Alpha, Beta, Deprecated};
+
+/// Types that were renamed and kept their parameters, old name first. The old name is accepted with
+/// a warning and becomes the new one.
+pub const DIRECT_SUCCESSORS: &[(&str, &str)] = &[
+    ("tokenizer", "token-producer"),
+    ("by-label-selector", "label-selector-filter"),
+    ("eviction-sheddable-filter", "sheddable-eviction-filter"),
+    (
+        "eviction-priority-then-time-ordering",
+        "priority-then-time-eviction-order-policy",
+    ),
+];
+
+/// Of llm-d-router 0.10 and, where it says so, of the Gateway API Inference Extension 1.5.
+pub const FIELD_TYPES: &[(&str, PluginKind, Stage)] = &[
+    ("label-selector-filter", Filter, Beta),
+    ("by-label", Filter, instead("label-selector-filter")),
+    (
+        "by-label-selector",
+        Filter,
+        instead("label-selector-filter"),
+    ),
+    ("encode-filter", Filter, Beta),
+    ("prefill-filter", Filter, Beta),
+    ("decode-filter", Filter, Beta),
+    ("session-affinity-filter", Filter, Alpha),
+    ("endpoint-attribute-filter", Filter, Alpha),
+    ("topology-affinity-filter", Filter, Alpha),
+    ("utilization-filter", Filter, Alpha),
+    ("prefix-cache-affinity-filter", Filter, Beta),
+    ("slo-headroom-tier-filter", Filter, Beta),
+    ("multicluster-session-affinity-filter", Filter, Alpha),
+    ("header-based-testing-filter", Filter, Beta),
+    ("prefix-cache-scorer", Scorer, Beta),
+    ("queue-scorer", Scorer, Beta),
+    ("kv-cache-utilization-scorer", Scorer, Beta),
+    ("running-requests-size-scorer", Scorer, Beta),
+    ("lora-affinity-scorer", Scorer, Beta),
+    ("token-load-scorer", Scorer, Beta),
+    ("active-request-scorer", Scorer, Beta),
+    ("load-aware-scorer", Scorer, Beta),
+    ("context-length-aware", Scorer, Beta),
+    ("no-hit-lru-scorer", Scorer, Beta),
+    (
+        "precise-prefix-cache-scorer",
+        Scorer,
+        instead("precise-prefix-cache-producer with prefix-cache-scorer"),
+    ),
+    ("mm-embeddings-cache-scorer", Scorer, Beta),
+    ("latency-scorer", Scorer, Beta),
+    ("session-affinity-scorer", Scorer, Alpha),
+    ("header-label-affinity-scorer", Scorer, Alpha),
+    ("endpoint-attribute-scorer", Scorer, Alpha),
+    ("topology-affinity-scorer", Scorer, Alpha),
+    ("multicluster-queue-scorer", Scorer, Alpha),
+    ("multicluster-kv-cache-utilization-scorer", Scorer, Alpha),
+    ("multicluster-prefix-cache-scorer", Scorer, Alpha),
+    // Of 1.5 only.
+    (
+        "predicted-latency-scorer",
+        Scorer,
+        instead("predicted-latency-producer with latency-scorer"),
+    ),
+    ("max-score-picker", Picker, Beta),
+    ("random-picker", Picker, Beta),
+    ("weighted-random-picker", Picker, Beta),
+    ("single-profile-handler", ProfileHandler, Beta),
+    ("disagg-profile-handler", ProfileHandler, Beta),
+    (
+        "data-parallel-profile-handler",
+        ProfileHandler,
+        instead("one endpoint for each rank, by several target ports"),
+    ),
+    (
+        "pd-profile-handler",
+        ProfileHandler,
+        instead("disagg-profile-handler"),
+    ),
+    (
+        "disagg-headers-handler",
+        RequestControl,
+        instead("disagg-profile-handler"),
+    ),
+    (
+        "prefill-header-handler",
+        RequestControl,
+        instead("disagg-profile-handler"),
+    ),
+    ("header-profile-handler", ProfileHandler, Alpha),
+    ("prefix-based-pd-decider", Decider, Beta),
+    ("always-disagg-pd-decider", Decider, Beta),
+    ("always-disagg-multimodal-decider", Decider, Beta),
+    ("token-producer", DataProducer, Beta),
+    ("tokenizer", DataProducer, instead("token-producer")),
+    ("approx-prefix-cache-producer", DataProducer, Beta),
+    ("precise-prefix-cache-producer", DataProducer, Beta),
+    ("burst-prefix-cache-producer", DataProducer, Alpha),
+    ("inflight-load-producer", DataProducer, Beta),
+    ("predicted-latency-producer", DataProducer, Beta),
+    ("session-id-producer", DataProducer, Beta),
+    ("mm-embeddings-cache-producer", DataProducer, Beta),
+    ("p2p-source-producer", DataProducer, Alpha),
+    (
+        "multicluster-approx-prefix-cache-producer",
+        DataProducer,
+        Alpha,
+    ),
+    ("latency-slo-admitter", Admitter, Beta),
+    ("probabilistic-admitter", Admitter, Beta),
+    ("request-attribute-reporter", RequestControl, Beta),
+    ("agent-identity", RequestControl, Alpha),
+    ("disaggregatedset-rollout-screener", RequestControl, Alpha),
+    ("destination-endpoint-served-verifier", RequestControl, Beta),
+    ("global-strict-fairness-policy", Fairness, Beta),
+    ("round-robin-fairness-policy", Fairness, Beta),
+    ("program-aware-fairness", Fairness, Beta),
+    ("fcfs-ordering-policy", Ordering, Beta),
+    ("edf-ordering-policy", Ordering, Beta),
+    ("slo-deadline-ordering-policy", Ordering, Beta),
+    ("static-usage-limit-policy", UsageLimit, Beta),
+    ("priority-holdback-policy", UsageLimit, Alpha),
+    ("soft-reflective-ceiling-policy", UsageLimit, Alpha),
+    ("utilization-detector", SaturationDetector, Beta),
+    ("concurrency-detector", SaturationDetector, Beta),
+    ("sheddable-eviction-filter", EvictionFilter, Alpha),
+    (
+        "eviction-sheddable-filter",
+        EvictionFilter,
+        instead("sheddable-eviction-filter"),
+    ),
+    (
+        "priority-then-time-eviction-order-policy",
+        EvictionOrder,
+        Alpha,
+    ),
+    (
+        "eviction-priority-then-time-ordering",
+        EvictionOrder,
+        instead("priority-then-time-eviction-order-policy"),
+    ),
+    ("metrics-data-source", DataSource, Beta),
+    ("core-metrics-extractor", Extractor, Beta),
+    ("models-data-source", DataSource, Beta),
+    ("models-data-extractor", Extractor, Beta),
+    ("topology-extractor", Extractor, Alpha),
+    ("dcgm-data-source", DataSource, Alpha),
+    ("dcgm-extractor", Extractor, Alpha),
+    ("k8s-notification-source", DataSource, Beta),
+    ("endpoint-notification-source", DataSource, Beta),
+    ("disaggregatedset-rollout-pod-extractor", Extractor, Alpha),
+    ("file-discovery", Discovery, Beta),
+    ("multicluster-file-discovery", Discovery, Alpha),
+    ("multicluster-metrics-data-source", DataSource, Alpha),
+    ("multicluster-metrics-extractor", Extractor, Alpha),
+    ("openai-parser", Parser, Beta),
+    ("anthropic-parser", Parser, Beta),
+    ("vllmhttp-parser", Parser, Beta),
+    ("vllmgrpc-parser", Parser, Beta),
+    ("sglanghttp-parser", Parser, Beta),
+    ("vertexai-parser", Parser, Beta),
+    ("passthrough-parser", Parser, Beta),
+];
+
+const fn instead(instead: &'static str) -> Stage {
+    Deprecated { instead }
+}
