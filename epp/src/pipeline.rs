@@ -1,69 +1,72 @@
-//! One request through the rooms, in order: the only file that knows them all.
+//! One request through the rooms, in order: the only part of the house that knows them all.
 //!
-//! `request` reads the body, `tokens` turns the prompt into ids, `index` says who holds its prefix,
-//! `flow` admits it, `schedule` picks, and `fleet` counts it against the pick until its response
-//! has gone by. Each step that can fail without harm does so by name: without token ids, which is
-//! counted, the prompt's text is looked up among earlier picks instead.
+//! `request` reads the body, `tokens` turns the prompt into ids, `flow` lets it wait for its turn,
+//! `index` says who holds its prefix, `schedule` picks, and `fleet` counts it against the pick until
+//! its response has gone by. Each step that can fail without harm does so by name: without token
+//! ids, which is counted, the prompt's text is looked up among earlier picks instead.
+//!
+//! [`intake`] is the first step, [`exchange`] a request's life, [`choose`] the pick itself and
+//! [`settle`] what is learned from its end. A [`pool`] holds the rooms, a [`policy`] what the
+//! operator chose. [`assembly`] builds all of it and [`status`] shows it.
 //!
 //! Everything that grows with the fleet lives in buffers of the runtime's threads, so that a
 //! request allocates nothing proportional to it.
 
+pub mod assembly;
 pub mod attributes;
+pub mod catalogue;
+mod choose;
 mod event_indexes;
-mod explain;
+mod exchange;
+mod flow_events;
+mod intake;
+mod meter;
 pub mod page;
+pub mod policy;
+pub mod pool;
 mod prefix;
+mod record;
+mod settle;
+pub mod shares;
+pub mod status;
 
-use std::borrow::Cow;
-use std::cell::RefCell;
-use std::fmt::Write as _;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-use metrics::Gauge;
-use pointsman_proto::headers;
-use tracing::{Level, debug, enabled};
+use tracing::debug;
 
 pub use self::event_indexes::EventIndexes;
-use self::explain::explain;
-use self::prefix::{Expectation, PrefixScratch};
+pub use self::exchange::InFlight;
+pub use self::flow_events::FlowMetrics;
+pub use self::policy::{Policy, PolicyError};
+pub use self::pool::{Pool, Pools, Rules};
 use crate::clock::Clock;
-use crate::ext_proc::{Decider, Destination, End, Exchange, Intake, Outcome, Refusal};
-use crate::fleet::{Endpoint, Fleet, Lease, Live, Snapshot};
-use crate::flow::{self, UtilizationDetector};
-use crate::index::PrefixIndex;
-use crate::index::approximate::ApproximateIndex;
+use crate::ext_proc::{Decider, Intake, Refusal};
 use crate::observe::Metrics;
-use crate::observe::metrics::OfModel;
-use crate::request::{self, InferenceRequest, ParseError};
-use crate::schedule::{self, Decision, NoEndpoint, Scheduler, SubsetEntry};
-use crate::tokens::Tokens;
+use crate::observe::decisions::DecisionLog;
+use crate::observe::request_series::RequestLabels;
+use crate::observe::spans::Spans;
 
-/// Priorities come with objectives, which need Kubernetes; without them every request has the
-/// field's default.
-const DEFAULT_PRIORITY: i32 = 0;
-
-/// The rooms of one pool and what its operator chose.
+/// What all pools share, and what the operator chose for the process.
 #[derive(Debug)]
-pub struct Parts {
-    pub fleet: Arc<Fleet>,
-    pub index: Arc<PrefixIndex>,
-    pub approximate: Arc<ApproximateIndex>,
-    pub tokens: Tokens,
-    pub scheduler: Scheduler,
-    pub detector: UtilizationDetector,
+pub struct Shared {
     pub metrics: Arc<Metrics>,
+    pub decisions: Arc<DecisionLog>,
+    /// `None` where nothing is traced.
+    pub spans: Option<Spans>,
     pub clock: Clock,
     pub options: Options,
 }
 
 /// What the operator chose.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Options {
     /// Whether the gateway may confine a request to some endpoints.
     pub use_subset_hint: bool,
     /// Whether the gateway is told the score of every candidate.
     pub emit_scores: bool,
+    /// The request header that asks for the decision in the response; `None` = nobody may ask.
+    pub debug_header: Option<String>,
     /// Where random choices start. One seed and one order of requests give one sequence of picks.
     pub seed: u64,
 }
@@ -71,42 +74,28 @@ pub struct Options {
 /// The pipeline; clones walk the same rooms.
 #[derive(Clone, Debug)]
 pub struct Pipeline {
-    parts: Arc<Parts>,
+    shared: Arc<Shared>,
+    pools: Arc<Pools>,
     requests: Arc<AtomicU64>,
 }
 
-/// What the picker keeps of one request while it is in flight. Dropping it releases the endpoint.
-#[derive(Debug)]
-pub struct InFlight {
-    parts: Arc<Parts>,
-    request: InferenceRequest,
-    request_id: String,
-    subset: Option<Vec<SubsetEntry>>,
-    tie_seed: u64,
-    begun_us: u64,
-    model: Arc<OfModel>,
-    picked: Option<Picked>,
-    _running: Running,
-}
-
-#[derive(Debug)]
-struct Picked {
-    endpoint: Arc<Endpoint>,
-    expectation: Expectation,
-    _lease: Lease,
-}
-
 impl Pipeline {
-    pub fn new(parts: Parts) -> Self {
+    pub fn new(shared: Shared, pools: Pools) -> Self {
         Self {
-            parts: Arc::new(parts),
+            shared: Arc::new(shared),
+            pools: Arc::new(pools),
             requests: Arc::default(),
         }
     }
 
-    /// The rooms, for whoever reads their state.
-    pub fn parts(&self) -> &Parts {
-        &self.parts
+    /// What all pools share.
+    pub fn shared(&self) -> &Arc<Shared> {
+        &self.shared
+    }
+
+    /// The pools.
+    pub fn pools(&self) -> &Arc<Pools> {
+        &self.pools
     }
 }
 
@@ -114,53 +103,16 @@ impl Decider for Pipeline {
     type Exchange = InFlight;
 
     async fn begin(&self, intake: Intake) -> Result<InFlight, Refusal> {
-        let begun_us = self.parts.clock.now_us();
-        let body = joined(&intake.body);
-        let request =
-            read(&intake, &body).map_err(|error| Refusal::bad_request(error.to_string()))?;
-        let metrics = &self.parts.metrics;
-        let model = metrics.model(&request.model);
-        model.request_total.increment(1);
-        model.request_bytes.record(body.len() as f64);
-        metrics
-            .process
-            .read_seconds
-            .record(self.parts.seconds_since(begun_us));
-        let hint = intake
-            .subset
-            .as_deref()
-            .filter(|_| self.parts.options.use_subset_hint);
-        Ok(InFlight {
-            request_id: intake
-                .head
-                .get(headers::REQUEST_ID)
-                .unwrap_or_default()
-                .to_owned(),
-            subset: hint.map(|entries| {
-                entries
-                    .iter()
-                    .filter_map(|entry| SubsetEntry::parse(entry))
-                    .collect()
-            }),
-            tie_seed: mixed(
-                self.parts
-                    .options
-                    .seed
-                    .wrapping_add(self.requests.fetch_add(1, Relaxed)),
-            ),
-            begun_us,
-            _running: Running::new(model.request_running.clone()),
-            model,
-            picked: None,
-            request,
-            parts: Arc::clone(&self.parts),
-        })
+        let pool = Arc::clone(self.pools.select(&intake.pool)?);
+        let seed = self.shared.options.seed;
+        let seed = mixed(seed.wrapping_add(self.requests.fetch_add(1, Relaxed)));
+        intake::begin(Arc::clone(&self.shared), pool, intake, seed).await
     }
 
     fn refused(&self, refusal: &Refusal) {
-        let model = self.parts.metrics.model("");
-        model.request_total.increment(1);
-        self.parts.metrics.count_error(&model, refusal.code.name());
+        let series = self.shared.metrics.request(&RequestLabels::of_model(""));
+        series.total.increment(1);
+        series.error(refusal.code.name());
         debug!(
             code = refusal.code.name(),
             message = refusal.message,
@@ -169,318 +121,9 @@ impl Decider for Pipeline {
     }
 }
 
-impl Exchange for InFlight {
-    async fn pick(&mut self) -> Result<Destination, Refusal> {
-        let tokens = self.encode().await;
-        let chosen_from_us = self.parts.clock.now_us();
-        let outcome = SCRATCH.with_borrow_mut(|scratch| self.choose(tokens.as_deref(), scratch));
-        let process = &self.parts.metrics.process;
-        process
-            .scheduler_seconds
-            .record(self.parts.seconds_since(chosen_from_us));
-        process
-            .pick_seconds
-            .record(self.parts.seconds_since(self.begun_us));
-        if outcome.is_err() {
-            self.parts.metrics.count_failed_attempt(&self.model);
-        }
-        // The prompt has served its purpose; a long one would stay for as long as its response runs.
-        self.request.prompt = None;
-        outcome
-    }
-
-    fn first_byte(&mut self) {
-        self.model
-            .ttft_seconds
-            .record(self.parts.seconds_since(self.begun_us));
-        if let Some(picked) = &self.picked {
-            self.parts.begin_response(&picked.expectation);
-        }
-    }
-
-    fn finish(self, outcome: &Outcome) {
-        self.model
-            .request_seconds
-            .record(self.parts.seconds_since(self.begun_us));
-        match &outcome.end {
-            End::Refused(refusal) => self
-                .parts
-                .metrics
-                .count_error(&self.model, refusal.code.name()),
-            End::Aborted => self.model.aborted_total.increment(1),
-            End::Completed => self.count_response(outcome),
-            End::Unseen | End::Expired => {}
-        }
-        if let Some(picked) = &self.picked {
-            let is_served_here = !self.is_served_elsewhere(outcome);
-            self.parts
-                .settle(&picked.expectation, outcome, is_served_here);
-        }
-        self.log_end(outcome);
-    }
-}
-
-impl InFlight {
-    /// The prompt's token ids, or nothing, with the reason counted.
-    async fn encode(&self) -> Option<Arc<[u32]>> {
-        let prompt = self.request.prompt.as_ref()?;
-        match self.parts.tokens.encode(&self.request.model, prompt).await {
-            Ok(tokens) => Some(tokens),
-            Err(unavailable) => {
-                self.parts.metrics.count_without_tokens(unavailable.label());
-                debug!(request_id = self.request_id, reason = %unavailable, "prompt is looked up by its text");
-                None
-            }
-        }
-    }
-
-    /// Index, flow and schedule on one snapshot; takes the lease.
-    fn choose(
-        &mut self,
-        tokens: Option<&[u32]>,
-        scratch: &mut Scratch,
-    ) -> Result<Destination, Refusal> {
-        let parts = Arc::clone(&self.parts);
-        let now_ms = parts.clock.now_ms();
-        let prompt_tokens = parts.look_up(&self.request, tokens, now_ms, &mut scratch.prefix);
-        parts.fleet.snapshot_into(&mut scratch.snapshot);
-        let saturation = flow::saturation(&scratch.snapshot, now_ms, &parts.detector);
-        flow::admit(DEFAULT_PRIORITY, saturation)
-            .map_err(|flow::Refused::Saturated| Refusal::saturated())?;
-        let request = schedule::Request {
-            prompt_tokens,
-            subset: self.subset.as_deref(),
-            tie_seed: self.tie_seed,
-            ..schedule::Request::new(&self.request.model, &scratch.prefix.matches)
-        };
-        parts
-            .scheduler
-            .pick_into(&scratch.snapshot, &request, now_ms, &mut scratch.decision)
-            .map_err(|reason| self.nobody(reason))?;
-        let (winner, live) = winner(scratch).ok_or_else(Refusal::no_endpoints)?;
-        let expectation = parts.expect(&winner, &live, tokens.is_some(), now_ms, &scratch.prefix);
-        self.model
-            .predicted_cached_tokens
-            .record(f64::from(expectation.cached_tokens));
-        self.log_pick(&winner, prompt_tokens, &expectation, scratch);
-        let key = u64::from(winner.id.0) << 32 | u64::from(winner.generation.0);
-        parts.metrics.count_pick(
-            &self.model,
-            key,
-            &winner.spec.name,
-            winner.spec.address.port(),
-        );
-        let lease = parts
-            .fleet
-            .lease(winner.id, winner.generation, prompt_tokens);
-        self.picked = Some(Picked {
-            endpoint: winner,
-            expectation,
-            _lease: lease,
-        });
-        Ok(destination(
-            &scratch.decision,
-            &scratch.snapshot,
-            parts.options.emit_scores,
-        ))
-    }
-
-    fn nobody(&self, reason: NoEndpoint) -> Refusal {
-        debug!(request_id = self.request_id, %reason, "nothing to pick from");
-        Refusal::no_endpoints()
-    }
-
-    fn count_response(&self, outcome: &Outcome) {
-        self.model
-            .response_bytes
-            .record(outcome.response_bytes as f64);
-        if let Some(usage) = outcome.usage {
-            self.model.input_tokens.record(usage.prompt_tokens as f64);
-            self.model
-                .output_tokens
-                .record(usage.completion_tokens as f64);
-            if let Some(cached) = usage.cached_tokens {
-                self.model.cached_tokens.record(cached as f64);
-            }
-        }
-        match outcome.status {
-            Some(500..) => self
-                .parts
-                .metrics
-                .count_error(&self.model, "ModelServerError"),
-            Some(400..) => self
-                .parts
-                .metrics
-                .count_error(&self.model, "ModelServerClientError"),
-            _ => {}
-        }
-        if self.is_served_elsewhere(outcome) {
-            self.parts
-                .metrics
-                .process
-                .served_elsewhere_total
-                .increment(1);
-        }
-    }
-
-    /// Whether the gateway says that it sent the request to another endpoint than the one picked.
-    fn is_served_elsewhere(&self, outcome: &Outcome) -> bool {
-        let picked = self
-            .picked
-            .as_ref()
-            .map(|picked| picked.endpoint.spec.address);
-        let served = outcome
-            .served
-            .as_deref()
-            .and_then(|served| served.parse().ok());
-        served.is_some() && served != picked
-    }
-
-    fn log_pick(
-        &self,
-        winner: &Endpoint,
-        prompt_tokens: u32,
-        expectation: &Expectation,
-        scratch: &Scratch,
-    ) {
-        if !enabled!(Level::DEBUG) {
-            return;
-        }
-        let decision = scratch.decision.primary();
-        let explained = explain(decision, &scratch.snapshot, &scratch.prefix.matches);
-        debug!(
-            request_id = self.request_id,
-            model = self.request.model,
-            endpoint = winner.spec.name,
-            prompt_tokens,
-            cached_tokens = expectation.cached_tokens,
-            cached_by = expectation.source(),
-            believed_blocks = expectation.believed_blocks(),
-            candidates = decision.candidates.len(),
-            reason = decision.reason,
-            scores = explained.winner,
-            runner_up = explained.runner_up,
-            "endpoint picked"
-        );
-    }
-
-    fn log_end(&self, outcome: &Outcome) {
-        let picked = self.picked.as_ref();
-        let expected = picked.map(|picked| &picked.expectation);
-        let picked = picked.map(|picked| picked.endpoint.spec.name.as_str());
-        debug!(
-            request_id = self.request_id,
-            model = self.request.model,
-            endpoint = picked.unwrap_or_default(),
-            served = outcome.served.as_deref().unwrap_or_default(),
-            status = outcome.status,
-            prompt_tokens = outcome.usage.map(|usage| usage.prompt_tokens),
-            completion_tokens = outcome.usage.map(|usage| usage.completion_tokens),
-            cached_tokens = outcome.usage.and_then(|usage| usage.cached_tokens),
-            expected_cached_tokens = expected.map(|expected| expected.cached_tokens),
-            believed_blocks = expected.map(Expectation::believed_blocks),
-            duration_ms = self.parts.clock.now_us().saturating_sub(self.begun_us) / 1_000,
-            end = end_name(&outcome.end),
-            "request finished"
-        );
-    }
-}
-
-impl Parts {
+impl Shared {
     fn seconds_since(&self, from_us: u64) -> f64 {
         self.clock.now_us().saturating_sub(from_us) as f64 / 1e6
-    }
-}
-
-/// Buffers of one runtime thread.
-#[derive(Default)]
-struct Scratch {
-    snapshot: Snapshot,
-    prefix: PrefixScratch,
-    decision: Decision,
-}
-
-thread_local! {
-    static SCRATCH: RefCell<Scratch> = RefCell::default();
-}
-
-/// Counts a request as running for as long as it is in flight.
-#[derive(Debug)]
-struct Running(Gauge);
-
-impl Running {
-    fn new(gauge: Gauge) -> Self {
-        gauge.increment(1.0);
-        Self(gauge)
-    }
-}
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        self.0.decrement(1.0);
-    }
-}
-
-/// A body that came in one piece is read where it lies; only one in several pieces is joined for
-/// reading.
-fn joined(chunks: &[Vec<u8>]) -> Cow<'_, [u8]> {
-    match chunks {
-        [] => Cow::Borrowed(&[]),
-        [one] => Cow::Borrowed(one),
-        several => Cow::Owned(several.concat()),
-    }
-}
-
-/// A request whose body is not shown (a GET, or a gateway that sends headers only) is picked
-/// without being understood.
-fn read(intake: &Intake, body: &[u8]) -> Result<InferenceRequest, ParseError> {
-    if intake.body.is_empty() {
-        return Ok(InferenceRequest::passthrough());
-    }
-    request::parse(intake.head.method(), intake.head.path(), body)
-}
-
-/// The endpoint that a decision puts first, and its signals.
-fn winner(scratch: &Scratch) -> Option<(Arc<Endpoint>, Live)> {
-    let position = *scratch.decision.primary().endpoints.first()?;
-    let member = scratch.snapshot.members.get(position)?;
-    let live = scratch.snapshot.live.get(position)?;
-    Some((Arc::clone(member), *live))
-}
-
-fn destination(decision: &Decision, snapshot: &Snapshot, emit_scores: bool) -> Destination {
-    let run = decision.primary();
-    let mut endpoints = String::new();
-    for position in &run.endpoints {
-        if let Some(member) = snapshot.members.get(*position) {
-            let separator = if endpoints.is_empty() { "" } else { "," };
-            // Writing to a string cannot fail.
-            let _ = write!(endpoints, "{separator}{}", member.spec.address);
-        }
-    }
-    let scored = run
-        .candidates
-        .iter()
-        .zip(&run.totals)
-        .filter(|_| emit_scores);
-    let scores = scored.filter_map(|(position, total)| {
-        let member = snapshot.members.get(*position)?;
-        Some((member.spec.address.to_string(), f64::from(*total)))
-    });
-    Destination {
-        endpoints,
-        scores: scores.collect(),
-        ..Destination::default()
-    }
-}
-
-fn end_name(end: &End) -> &'static str {
-    match end {
-        End::Completed => "completed",
-        End::Refused(_) => "refused",
-        End::Aborted => "aborted",
-        End::Unseen => "unseen",
-        End::Expired => "expired",
     }
 }
 
