@@ -21,6 +21,9 @@ use pointsman_epp::fleet::{EndpointSpec, Fleet, NowMs, Snapshot};
 use pointsman_epp::flow::UtilizationDetector;
 use pointsman_epp::index::approximate::{ApproximateIndex, PickLimits};
 use pointsman_epp::index::{IndexLimits, PrefixIndex};
+use pointsman_epp::observe::exposition::Page;
+use pointsman_epp::observe::flow::{self, FlowView};
+use pointsman_epp::observe::page::Pages;
 use pointsman_epp::observe::{Metrics, logging, page, pool};
 use pointsman_epp::pipeline::page as rooms;
 use pointsman_epp::pipeline::{EventIndexes, Options, Parts, Pipeline};
@@ -124,21 +127,21 @@ async fn serve(settings: Settings, endpoints: Vec<EndpointSpec>) -> anyhow::Resu
             seed: clock::unix_nanos(),
         },
     });
-    let appendix = appendix(&pipeline, &scraper, &kv_events);
+    let pages = pages(&pipeline, &scraper, &kv_events);
     tasks.spawn(scraper.run());
     tasks.spawn(kv_events.run());
     tasks.spawn(approximate.follow(Arc::clone(&fleet)));
     tasks.spawn(Arc::clone(&index).keep_reclaiming());
     discover(&settings.endpoints, endpoints, &fleet, &mut tasks)?;
     health.set_ready(true).await;
-    serve_ports(&settings, pipeline, appendix, &health).await
+    serve_ports(&settings, pipeline, pages, &health).await
 }
 
 /// Opens the ports and serves until a signal; then drains.
 async fn serve_ports(
     settings: &Settings,
     pipeline: Pipeline,
-    appendix: page::Appendix,
+    pages: Pages,
     health: &Health,
 ) -> anyhow::Result<()> {
     let (ext_proc, ext_proc_address) = bind("ext_proc", settings.ext_proc_address).await?;
@@ -179,7 +182,7 @@ async fn serve_ports(
             },
             async {
                 let stopped = stop.clone().cancelled_owned();
-                page::serve(metrics_listener, metrics, appendix, stopped)
+                page::serve(metrics_listener, pages, stopped)
                     .await
                     .context("the metrics port failed")
             },
@@ -257,23 +260,32 @@ fn detector(settings: &Settings) -> UtilizationDetector {
     }
 }
 
-/// What the metrics page reads off the rooms at the moment of a scrape.
-fn appendix(pipeline: &Pipeline, scraper: &Scraper, kv_events: &KvEvents) -> page::Appendix {
-    let pipeline = pipeline.clone();
+/// What the metrics port shows: read off the rooms whenever somebody asks.
+fn pages(pipeline: &Pipeline, scraper: &Scraper, kv_events: &KvEvents) -> Pages {
+    let of_metrics = pipeline.clone();
+    let of_status = pipeline.clone();
     let scrapes = scraper.counters();
     let events = kv_events.counters();
-    Arc::new(move |text| {
-        let parts = pipeline.parts();
+    let metrics = move |page: &mut Page| {
+        let parts = of_metrics.parts();
+        parts.metrics.write(page);
         let mut snapshot = Snapshot::default();
         parts.fleet.snapshot_into(&mut snapshot);
-        pool::render(POOL_NAME, &snapshot, text);
-        rooms::render_index(&parts.index.stats(), text);
+        pool::render(&[(POOL_NAME, &snapshot)], page);
+        flow::render(&FlowView::default(), page);
+        rooms::render_index(&parts.index.stats(), page);
         let approximate = &parts.approximate;
-        rooms::render_approximate(&approximate.stats(), approximate.counters(), text);
-        rooms::render_kv_events(&events, text);
-        rooms::render_scrapes(&scrapes, text);
-        rooms::render_tokens(&parts.tokens.stats(), text);
-    })
+        rooms::render_approximate(&approximate.stats(), approximate.counters(), page);
+        rooms::render_kv_events(&events, page);
+        rooms::render_scrapes(&scrapes, page);
+        rooms::render_tokens(&parts.tokens.stats(), page);
+    };
+    Pages {
+        metrics: Arc::new(metrics),
+        status: Arc::new(move || of_status.status(POOL_NAME)),
+        plugins: Arc::new(|| serde_json::Value::Null),
+        decisions: Arc::clone(pipeline.decisions()),
+    }
 }
 
 async fn shutdown_signal() -> anyhow::Result<&'static str> {

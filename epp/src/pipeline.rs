@@ -12,6 +12,8 @@ mod event_indexes;
 mod explain;
 pub mod page;
 mod prefix;
+mod record;
+mod status;
 
 use std::borrow::Cow;
 use std::cell::RefCell;
@@ -19,21 +21,22 @@ use std::fmt::Write as _;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-use metrics::Gauge;
 use pointsman_proto::headers;
 use tracing::{Level, debug, enabled};
 
 pub use self::event_indexes::EventIndexes;
 use self::explain::explain;
 use self::prefix::{Expectation, PrefixScratch};
-use crate::clock::Clock;
+use self::record::profile_record;
+use crate::clock::{self, Clock};
 use crate::ext_proc::{Decider, Destination, End, Exchange, Intake, Outcome, Refusal};
 use crate::fleet::{Endpoint, Fleet, Lease, Live, Snapshot};
 use crate::flow::{self, UtilizationDetector};
 use crate::index::PrefixIndex;
 use crate::index::approximate::ApproximateIndex;
-use crate::observe::Metrics;
-use crate::observe::metrics::OfModel;
+use crate::observe::decisions::{DecisionLog, DecisionRecord, OutcomeRecord};
+use crate::observe::request_series::DEFAULT_FAIRNESS_ID;
+use crate::observe::{Gauge, Metrics, OfRequest, RequestLabels};
 use crate::request::{self, InferenceRequest, ParseError};
 use crate::schedule::{self, Decision, NoEndpoint, Profile, SubsetEntry};
 use crate::tokens::Tokens;
@@ -41,6 +44,10 @@ use crate::tokens::Tokens;
 /// Priorities come with objectives, which need Kubernetes; without them every request has the
 /// field's default.
 const DEFAULT_PRIORITY: i32 = 0;
+
+/// Prefix matches are counted in tokens; the field's histogram has bytes, four to a token as its own
+/// estimate does.
+const BYTES_PER_TOKEN: f64 = 4.0;
 
 /// The rooms of one pool and what its operator chose.
 #[derive(Debug)]
@@ -72,6 +79,7 @@ pub struct Options {
 pub struct Pipeline {
     parts: Arc<Parts>,
     requests: Arc<AtomicU64>,
+    decisions: Arc<DecisionLog>,
 }
 
 /// What the picker keeps of one request while it is in flight. Dropping it releases the endpoint.
@@ -83,8 +91,12 @@ pub struct InFlight {
     subset: Option<Vec<SubsetEntry>>,
     tie_seed: u64,
     begun_us: u64,
-    model: Arc<OfModel>,
+    model: Arc<OfRequest>,
     picked: Option<Picked>,
+    decisions: Arc<DecisionLog>,
+    /// The number of its decision in the log.
+    decision: Option<u64>,
+    ttft_us: Option<u64>,
     _running: Running,
 }
 
@@ -100,7 +112,13 @@ impl Pipeline {
         Self {
             parts: Arc::new(parts),
             requests: Arc::default(),
+            decisions: Arc::default(),
         }
+    }
+
+    /// The latest picks and why they were made.
+    pub fn decisions(&self) -> &Arc<DecisionLog> {
+        &self.decisions
     }
 
     /// The rooms, for whoever reads their state.
@@ -118,9 +136,9 @@ impl Decider for Pipeline {
         let request =
             read(&intake, &body).map_err(|error| Refusal::bad_request(error.to_string()))?;
         let metrics = &self.parts.metrics;
-        let model = metrics.model(&request.model);
-        model.request_total.increment(1);
-        model.request_bytes.record(body.len() as f64);
+        let model = metrics.request(&RequestLabels::of_model(&request.model));
+        model.total.increment(1);
+        model.request_size.record(body.len() as f64);
         metrics
             .process
             .read_seconds
@@ -145,18 +163,21 @@ impl Decider for Pipeline {
                     .wrapping_add(self.requests.fetch_add(1, Relaxed)),
             ),
             begun_us,
-            _running: Running::new(model.request_running.clone()),
+            _running: Running::new(model.running.clone()),
             model,
             picked: None,
+            decisions: Arc::clone(&self.decisions),
+            decision: None,
+            ttft_us: None,
             request,
             parts: Arc::clone(&self.parts),
         })
     }
 
     fn refused(&self, refusal: &Refusal) {
-        let model = self.parts.metrics.model("");
-        model.request_total.increment(1);
-        self.parts.metrics.count_error(&model, refusal.code.name());
+        let model = self.parts.metrics.request(&RequestLabels::of_model(""));
+        model.total.increment(1);
+        model.error(refusal.code.name());
         debug!(
             code = refusal.code.name(),
             message = refusal.message,
@@ -177,8 +198,13 @@ impl Exchange for InFlight {
         process
             .pick_seconds
             .record(self.parts.seconds_since(self.begun_us));
-        if outcome.is_err() {
-            self.parts.metrics.count_failed_attempt(&self.model);
+        if let Err(refusal) = &outcome {
+            self.parts.metrics.attempt_failed(&self.request.model);
+            let refused = DecisionRecord {
+                refused: Some(refusal.message.clone()),
+                ..self.record(0)
+            };
+            self.decision = Some(self.decisions.push(refused));
         }
         // The prompt has served its purpose; a long one would stay for as long as its response runs.
         self.request.prompt = None;
@@ -186,23 +212,21 @@ impl Exchange for InFlight {
     }
 
     fn first_byte(&mut self) {
+        let ttft_us = self.parts.clock.now_us().saturating_sub(self.begun_us);
+        self.ttft_us = Some(ttft_us);
         self.model
-            .ttft_seconds
-            .record(self.parts.seconds_since(self.begun_us));
+            .first_token(ttft_us as f64 / 1e6, self.request.stream);
         if let Some(picked) = &self.picked {
             self.parts.begin_response(&picked.expectation);
         }
     }
 
     fn finish(self, outcome: &Outcome) {
+        let output_tokens = outcome.usage.map(|usage| usage.completion_tokens);
         self.model
-            .request_seconds
-            .record(self.parts.seconds_since(self.begun_us));
+            .finished(self.parts.seconds_since(self.begun_us), output_tokens);
         match &outcome.end {
-            End::Refused(refusal) => self
-                .parts
-                .metrics
-                .count_error(&self.model, refusal.code.name()),
+            End::Refused(refusal) => self.model.error(refusal.code.name()),
             End::Aborted => self.model.aborted_total.increment(1),
             End::Completed => self.count_response(outcome),
             End::Unseen => {}
@@ -212,6 +236,7 @@ impl Exchange for InFlight {
             self.parts
                 .settle(&picked.expectation, outcome, is_served_here);
         }
+        self.complete_record(outcome);
         self.log_end(outcome);
     }
 }
@@ -223,7 +248,7 @@ impl InFlight {
         match self.parts.tokens.encode(&self.request.model, prompt).await {
             Ok(tokens) => Some(tokens),
             Err(unavailable) => {
-                self.parts.metrics.count_without_tokens(unavailable.label());
+                self.parts.metrics.without_tokens(unavailable.label());
                 debug!(request_id = self.request_id, reason = %unavailable, "prompt is looked up by its text");
                 None
             }
@@ -263,11 +288,11 @@ impl InFlight {
             .predicted_cached_tokens
             .record(f64::from(expectation.cached_tokens));
         self.log_pick(&winner, prompt_tokens, &expectation, scratch);
-        let key = u64::from(winner.id.0) << 32 | u64::from(winner.generation.0);
-        parts.metrics.count_pick(
-            &self.model,
-            key,
+        self.keep_record(prompt_tokens, &expectation, scratch);
+        parts.metrics.picked(
+            &self.request.model,
             &winner.spec.name,
+            "",
             winner.spec.address.port(),
         );
         let lease = parts
@@ -285,6 +310,53 @@ impl InFlight {
         ))
     }
 
+    /// What is known of the request before anybody is picked.
+    fn record(&self, prompt_tokens: u32) -> DecisionRecord {
+        DecisionRecord {
+            at_unix_ms: clock::unix_nanos() / 1_000_000,
+            request_id: self.request_id.clone(),
+            model: self.request.model.clone(),
+            target_model: self.request.model.clone(),
+            fairness_id: DEFAULT_FAIRNESS_ID.to_owned(),
+            priority: DEFAULT_PRIORITY,
+            prompt_tokens,
+            pick_us: self.parts.clock.now_us().saturating_sub(self.begun_us),
+            ..DecisionRecord::default()
+        }
+    }
+
+    fn keep_record(&mut self, prompt_tokens: u32, expectation: &Expectation, scratch: &Scratch) {
+        if prompt_tokens > 0 {
+            let cached = f64::from(expectation.cached_tokens);
+            let ratio = cached / f64::from(prompt_tokens);
+            self.parts
+                .metrics
+                .prefix_match(ratio, cached * BYTES_PER_TOKEN);
+        }
+        let matches = &scratch.prefix.matches;
+        let profile = profile_record("default", &scratch.decision, &scratch.snapshot, matches);
+        let record = DecisionRecord {
+            profiles: vec![profile],
+            ..self.record(prompt_tokens)
+        };
+        self.decision = Some(self.decisions.push(record));
+    }
+
+    fn complete_record(&self, outcome: &Outcome) {
+        let Some(id) = self.decision else {
+            return;
+        };
+        let duration_us = self.parts.clock.now_us().saturating_sub(self.begun_us);
+        let ended = OutcomeRecord {
+            status: outcome.status.unwrap_or_default(),
+            ttft_ms: self.ttft_us.map(|ttft_us| ttft_us as f64 / 1e3),
+            duration_ms: duration_us as f64 / 1e3,
+            served: outcome.served.clone(),
+            cached_tokens: outcome.usage.and_then(|usage| usage.cached_tokens),
+        };
+        self.decisions.complete(id, ended);
+    }
+
     fn nobody(&self, reason: NoEndpoint) -> Refusal {
         debug!(request_id = self.request_id, %reason, "nothing to pick from");
         Refusal::no_endpoints()
@@ -292,7 +364,7 @@ impl InFlight {
 
     fn count_response(&self, outcome: &Outcome) {
         self.model
-            .response_bytes
+            .response_size
             .record(outcome.response_bytes as f64);
         if let Some(usage) = outcome.usage {
             self.model.input_tokens.record(usage.prompt_tokens as f64);
@@ -304,14 +376,8 @@ impl InFlight {
             }
         }
         match outcome.status {
-            Some(500..) => self
-                .parts
-                .metrics
-                .count_error(&self.model, "ModelServerError"),
-            Some(400..) => self
-                .parts
-                .metrics
-                .count_error(&self.model, "ModelServerClientError"),
+            Some(500..) => self.model.error("ModelServerError"),
+            Some(400..) => self.model.error("ModelServerClientError"),
             _ => {}
         }
         if self.is_served_elsewhere(outcome) {
@@ -410,14 +476,14 @@ struct Running(Gauge);
 
 impl Running {
     fn new(gauge: Gauge) -> Self {
-        gauge.increment(1.0);
+        gauge.increment();
         Self(gauge)
     }
 }
 
 impl Drop for Running {
     fn drop(&mut self) {
-        self.0.decrement(1.0);
+        self.0.decrement();
     }
 }
 

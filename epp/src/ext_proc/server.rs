@@ -16,7 +16,6 @@ use std::time::Duration;
 use envoy_types::pb::envoy::service::ext_proc::v3::external_processor_server::ExternalProcessor;
 use envoy_types::pb::envoy::service::ext_proc::v3::{ProcessingRequest, ProcessingResponse};
 use futures_util::{Stream, StreamExt};
-use metrics::Gauge;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
@@ -198,13 +197,13 @@ struct Counted(Gauge);
 
 impl Counted {
     fn new(gauge: Gauge) -> Self {
-        gauge.increment(1.0);
+        gauge.increment();
         Self(gauge)
     }
 }
 
 impl Drop for Counted {
     fn drop(&mut self) {
-        self.0.decrement(1.0);
+        self.0.decrement();
     }
 }
