@@ -19,6 +19,7 @@
 //! Nothing here sleeps: what takes time is awaited under a deadline ([`eventually`]). Nothing here outlives its test:
 //! processes and tasks end when their handles are dropped, in a panic too.
 
+pub mod browser;
 pub mod chat;
 pub mod client;
 pub mod eventually;

@@ -20,7 +20,7 @@ use std::time::Duration;
 
 use envoy_types::pb::envoy::service::ext_proc::v3::external_processor_server::ExternalProcessor;
 use envoy_types::pb::envoy::service::ext_proc::v3::{ProcessingRequest, ProcessingResponse};
-use metrics::Gauge;
+
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::task::TaskTracker;
@@ -32,6 +32,7 @@ use super::held::HeldBytes;
 use super::leases::Leases;
 use super::machine::Watch;
 use crate::clock::Clock;
+use crate::observe::Gauge;
 use task::StreamTask;
 
 /// Answers that wait for Envoy to read them; the stream's task waits when there are so many.

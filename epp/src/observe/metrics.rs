@@ -1,203 +1,118 @@
-//! Every metric of the picker: its name, labels, buckets and help, with a typed handle that is
-//! registered once.
+//! All metrics of one picker: what is recorded while requests travel, as typed calls.
 //!
-//! Adding a metric is one row in a table below and one call where it happens. `llm_d_epp_*` are the
-//! field's names with the field's labels and buckets, so that dashboards go on working;
-//! `pointsman_*` are ours, where the field has no name or its buckets are too coarse (its fastest
-//! scheduling bucket is 100 µs). Series with a model label are bounded: after [`MODELS_MAX`]
-//! models, further ones are counted under `other`. Series per endpoint that are read off the fleet
-//! are not here but in [`pool`](super::pool), because a gauge that is written at the scrape goes
-//! away with its endpoint.
+//! The names are in [`catalogue`](super::catalogue). Recording touches atomics and builds no
+//! string; a page is written from them at the moment of a scrape. Label values that clients choose
+//! are bounded: after [`MODELS_MAX`] models and [`FAIRNESS_IDS_MAX`] fairness ids, further ones are
+//! counted under `other`. What is read off the fleet and the indexes is not here but where it is
+//! written ([`pool`](super::pool), [`flow`](super::flow), the pipeline's page), because a gauge that
+//! is written at the scrape goes away with what it measured.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-use dashmap::DashMap;
-use metrics::{Counter, Gauge, Histogram, Key, KeyName, Label, Level, Metadata, Recorder, Unit};
-use metrics_exporter_prometheus::{
-    Matcher, PrometheusBuilder, PrometheusHandle, PrometheusRecorder,
-};
+use super::catalogue as names;
+use super::cells::{Counter, Gauge, Histogram};
+use super::exposition::{Labels, Page, Sample};
+use super::family::Family;
+use super::groups::{Group, Names, Series};
+use super::request_series::{RequestLabels, RequestSeries, Requests, priority_text};
 
 /// Model names with series of their own; the rest share `other`.
 pub const MODELS_MAX: usize = 1000;
 
-/// Endpoint and model pairs with a series of their own in `scheduler_attempts_total`; the rest
-/// share `other`.
-pub const ATTEMPT_SERIES_MAX: usize = 10_000;
+/// Fairness ids with series of their own; the rest share `other`.
+pub const FAIRNESS_IDS_MAX: usize = 1000;
 
-/// The label value past a bound.
-const OTHER: &str = "other";
+/// Series of one family whose labels grow with models, endpoints or fairness ids; the rest share
+/// `other`.
+pub const SERIES_MAX: usize = 10_000;
 
-/// Fairness ids come with flow control; without it every request is of this one.
-const DEFAULT_FAIRNESS_ID: &str = "default-flow";
+/// Histograms of one such family. Each is some forty lines of the page.
+const HISTOGRAMS_MAX: usize = 1000;
 
-const LATENCY_SECONDS: &[f64] = &[
-    0.005, 0.025, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 1.0, 1.25, 1.5, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0,
-    10.0, 15.0, 20.0, 30.0, 45.0, 60.0, 120.0, 180.0, 240.0, 300.0, 360.0, 480.0, 600.0, 900.0,
-    1200.0, 1800.0, 2700.0, 3600.0,
-];
-const SCHEDULER_SECONDS: &[f64] = &[
-    0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1,
-];
-const PICK_SECONDS: &[f64] = &[
-    5e-6, 1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 0.1, 0.5, 1.0,
-    5.0,
-];
-const TOKENS: &[f64] = &[
-    1.0,
-    8.0,
-    16.0,
-    32.0,
-    64.0,
-    128.0,
-    256.0,
-    512.0,
-    1024.0,
-    2048.0,
-    4096.0,
-    8192.0,
-    16384.0,
-    32768.0,
-    65536.0,
-    131_072.0,
-    262_144.0,
-    524_288.0,
-    1_048_576.0,
-];
-const SIZE_BYTES: &[f64] = &[
-    64.0,
-    256.0,
-    1024.0,
-    4096.0,
-    16384.0,
-    65536.0,
-    262_144.0,
-    1_048_576.0,
-    4_194_304.0,
-    16_777_216.0,
-    67_108_864.0,
-];
+/// Series of a family whose labels are words of ours, with room to spare.
+const WORDS_MAX: usize = 64;
 
-/// A set of metrics that share their labels: a struct of handles, their registration and their
-/// buckets.
-macro_rules! metric_set {
-    (
-        $(#[$doc:meta])*
-        $set:ident {
-            $($field:ident: $kind:ident = $name:literal $([$buckets:expr])?, $help:literal;)*
-        }
-    ) => {
-        $(#[$doc])*
-        #[derive(Debug)]
-        pub struct $set {
-            $(#[doc = $help] pub $field: $kind,)*
-        }
+/// One pick in so many measures each of its plugins: reading the clock twice a plugin costs more
+/// than most plugins do.
+pub const PLUGIN_SAMPLE: u64 = 64;
 
-        impl $set {
-            fn register(recorder: &PrometheusRecorder, labels: &[Label]) -> Self {
-                Self {
-                    $($field: $kind::register(recorder, &Key::from_parts($name, labels.to_vec())),)*
-                }
-            }
+/// The series of one set of request labels.
+pub type OfRequest = Series<RequestSeries>;
 
-            fn describe(recorder: &PrometheusRecorder) {
-                $($kind::describe(recorder, $name, $help);)*
-            }
-
-            fn buckets() -> Vec<(&'static str, &'static [f64])> {
-                vec![$($(($name, $buckets),)?)*]
-            }
-        }
-    };
-}
-
-metric_set! {
-    /// Metrics without labels.
-    ProcessMetrics {
-        streams_in_flight: Gauge = "llm_d_epp_extproc_streams_inflight",
-            "Open ext_proc streams, one for each request in flight.";
-        scheduler_seconds: Histogram = "llm_d_epp_scheduler_e2e_duration_seconds" [SCHEDULER_SECONDS],
-            "Time to choose an endpoint once the prompt is read, in seconds.";
-        pick_seconds: Histogram = "pointsman_pick_duration_seconds" [PICK_SECONDS],
-            "Time from a complete request to its pick, reading, tokenization and lookup included, in seconds.";
-        read_seconds: Histogram = "pointsman_read_duration_seconds" [PICK_SECONDS],
-            "Time to read a request body, in seconds.";
-        lookup_seconds: Histogram = "pointsman_prefix_lookup_duration_seconds" [PICK_SECONDS],
-            "Time to look a prompt up in the prefix indexes, in seconds.";
-        served_elsewhere_total: Counter = "pointsman_served_elsewhere_total",
-            "Requests that the gateway sent to another endpoint than the first one picked.";
-    }
-}
-
-metric_set! {
-    /// Metrics of one model, with the field's labels model_name, target_model_name, fairness_id and
-    /// priority.
-    ModelMetrics {
-        request_total: Counter = "llm_d_epp_request_total",
-            "Requests received.";
-        request_running: Gauge = "llm_d_epp_request_running",
-            "Requests in flight.";
-        request_seconds: Histogram = "llm_d_epp_request_duration_seconds" [LATENCY_SECONDS],
-            "Time from a complete request to the end of its response, in seconds.";
-        ttft_seconds: Histogram = "llm_d_epp_request_ttft_seconds" [LATENCY_SECONDS],
-            "Time from a complete request to the first byte of its response body, in seconds.";
-        request_bytes: Histogram = "llm_d_epp_request_size_bytes" [SIZE_BYTES],
-            "Size of request bodies, in bytes.";
-        response_bytes: Histogram = "llm_d_epp_response_size_bytes" [SIZE_BYTES],
-            "Size of response bodies, in bytes.";
-        input_tokens: Histogram = "llm_d_epp_request_input_tokens" [TOKENS],
-            "Prompt tokens as the worker counted them.";
-        output_tokens: Histogram = "llm_d_epp_request_output_tokens" [TOKENS],
-            "Generated tokens as the worker counted them.";
-        cached_tokens: Histogram = "llm_d_epp_request_cached_tokens" [TOKENS],
-            "Prompt tokens that the worker had in its prefix cache.";
-        predicted_cached_tokens: Histogram = "pointsman_request_predicted_cached_tokens" [TOKENS],
-            "Prompt tokens that the picked endpoint was expected to have in its prefix cache.";
-        aborted_total: Counter = "pointsman_request_aborted_total",
-            "Requests whose stream ended before their response did.";
-    }
-}
-
-// Series whose labels are only known when they are counted.
-const REQUEST_ERROR_TOTAL: &str = "llm_d_epp_request_error_total";
-const ATTEMPTS_TOTAL: &str = "llm_d_epp_scheduler_attempts_total";
-const INFO: &str = "llm_d_epp_info";
-const WITHOUT_TOKENS_TOTAL: &str = "pointsman_request_without_tokens_total";
-
-/// All metrics of one picker.
-pub struct Metrics {
-    recorder: PrometheusRecorder,
-    handle: PrometheusHandle,
-    pub process: ProcessMetrics,
-    models: DashMap<Box<str>, Arc<OfModel>>,
-    next_model: AtomicUsize,
-    attempts: DashMap<(u64, usize), Counter>,
-}
-
-/// The metrics of one model and its place in the table.
+/// Measurements without labels.
 #[derive(Debug)]
-pub struct OfModel {
-    /// The label value: the model's name, or `other`.
-    name: Box<str>,
-    number: usize,
-    metrics: ModelMetrics,
+pub struct ProcessMetrics {
+    /// Open ext_proc streams.
+    pub streams_in_flight: Gauge,
+    /// Seconds to choose an endpoint once the prompt is read.
+    pub scheduler_seconds: Histogram,
+    /// Seconds from a complete request to its pick.
+    pub pick_seconds: Histogram,
+    /// Seconds to read a request body.
+    pub read_seconds: Histogram,
+    /// Seconds to look a prompt up in the prefix indexes.
+    pub lookup_seconds: Histogram,
+    /// Seconds from a complete request until it is sent on.
+    pub request_processing_seconds: Histogram,
+    /// Seconds that the picker spent on a response.
+    pub response_processing_seconds: Histogram,
+    /// Seconds to decide which waiting requests go.
+    pub dispatch_cycle_seconds: Histogram,
+    pub served_elsewhere_total: Counter,
+    pub expired_leases_total: Counter,
+    prefix_hit_ratio: Histogram,
+    prefix_hit_bytes: Histogram,
+    index_lookups: Counter,
+    index_hits: Counter,
+    index_lookup_seconds: Histogram,
+    stream_seconds: Histogram,
 }
 
-impl std::ops::Deref for OfModel {
-    type Target = ModelMetrics;
-
-    fn deref(&self) -> &ModelMetrics {
-        &self.metrics
-    }
+/// What flow control decided about one request.
+#[derive(Clone, Copy, Debug)]
+pub struct FlowOutcome<'a> {
+    /// The field's word, such as `Dispatched`.
+    pub outcome: &'static str,
+    pub pool: &'a str,
+    pub labels: RequestLabels<'a>,
+    /// How long the request was in its queue; `None` where it never came into one.
+    pub queue_seconds: Option<f64>,
 }
 
-impl std::fmt::Debug for Metrics {
-    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        formatter
-            .debug_struct("Metrics")
-            .field("models", &self.models.len())
-            .finish_non_exhaustive()
-    }
+/// A decision about the stages of a request.
+#[derive(Clone, Copy, Debug)]
+pub struct DisaggDecision<'a> {
+    pub plugin_name: &'a str,
+    pub plugin_type: &'a str,
+    pub model: &'a str,
+    /// `decode-only`, `prefill-decode`, `encode-decode` or `encode-prefill-decode`.
+    pub decision: &'static str,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct Metrics {
+    pub process: ProcessMetrics,
+    requests: Requests,
+    models: Names,
+    fairness_ids: Names,
+    attempts: Group<Counter>,
+    plugins: Group<Histogram>,
+    rewrites: Group<Counter>,
+    disagg: Group<Counter>,
+    pd: Group<Counter>,
+    encoder_queries: Group<Counter>,
+    encoder_hits: Group<Counter>,
+    encoder_ratios: Group<Histogram>,
+    flow_requests: Group<Counter>,
+    flow_queue: Group<Histogram>,
+    flow_enqueue: Group<Histogram>,
+    streams: Group<Counter>,
+    reloads: Group<Counter>,
+    access_log: Group<Counter>,
+    without_tokens: Group<Counter>,
+    picks: AtomicU64,
 }
 
 impl Default for Metrics {
@@ -208,154 +123,324 @@ impl Default for Metrics {
 
 impl Metrics {
     pub fn new() -> Self {
-        let mut builder = PrometheusBuilder::new();
-        for (name, buckets) in ProcessMetrics::buckets()
-            .into_iter()
-            .chain(ModelMetrics::buckets())
-        {
-            builder = builder
-                .set_buckets_for_metric(Matcher::Full(name.to_owned()), buckets)
-                .expect("the bucket tables are not empty");
-        }
-        let recorder = builder.build_recorder();
-        ProcessMetrics::describe(&recorder);
-        ModelMetrics::describe(&recorder);
-        Counter::describe(
-            &recorder,
-            REQUEST_ERROR_TOTAL,
-            "Requests refused by the picker or failed by the worker.",
-        );
-        Counter::describe(
-            &recorder,
-            ATTEMPTS_TOTAL,
-            "Scheduling attempts and where they went.",
-        );
-        Counter::describe(
-            &recorder,
-            WITHOUT_TOKENS_TOTAL,
-            "Prompts looked up by their text, for want of token ids, by reason.",
-        );
-        Gauge::describe(&recorder, INFO, "The build that runs.");
-        let info = [
-            Label::new("commit", build_commit()),
-            Label::new("build_ref", env!("CARGO_PKG_VERSION")),
-        ];
-        Gauge::register(&recorder, &Key::from_parts(INFO, info.to_vec())).set(1.0);
         Self {
-            handle: recorder.handle(),
-            process: ProcessMetrics::register(&recorder, &[]),
-            recorder,
-            models: DashMap::new(),
-            next_model: AtomicUsize::new(0),
-            attempts: DashMap::new(),
+            process: ProcessMetrics::new(),
+            requests: Requests::default(),
+            models: Names::new(MODELS_MAX),
+            fairness_ids: Names::new(FAIRNESS_IDS_MAX),
+            attempts: counters(&names::SCHEDULER_ATTEMPTS, SERIES_MAX),
+            plugins: histograms(&names::PLUGIN_SECONDS),
+            rewrites: counters(&names::REWRITE_DECISIONS, SERIES_MAX),
+            disagg: counters(&names::DISAGG_DECISIONS, SERIES_MAX),
+            pd: counters(&names::PD_DECISIONS, SERIES_MAX),
+            encoder_queries: counters(&names::ENCODER_QUERIES, SERIES_MAX),
+            encoder_hits: counters(&names::ENCODER_HITS, SERIES_MAX),
+            encoder_ratios: histograms(&names::ENCODER_HIT_RATIO),
+            flow_requests: counters(&names::FLOW_REQUESTS, SERIES_MAX),
+            flow_queue: histograms(&names::FLOW_QUEUE_SECONDS),
+            flow_enqueue: histograms(&names::FLOW_ENQUEUE_SECONDS),
+            streams: counters(&names::STREAMS_TOTAL, WORDS_MAX),
+            reloads: counters(&names::CONFIG_RELOADS, WORDS_MAX),
+            access_log: counters(&names::ACCESS_LOG_ENTRIES, WORDS_MAX),
+            without_tokens: counters(&names::WITHOUT_TOKENS, WORDS_MAX),
+            picks: AtomicU64::new(0),
         }
     }
 
-    /// The metrics of this model, or of `other` once there are [`MODELS_MAX`].
-    pub fn model(&self, name: &str) -> Arc<OfModel> {
-        if let Some(found) = self.models.get(name) {
-            return Arc::clone(&found);
-        }
-        let name = if self.models.len() < MODELS_MAX {
-            name
-        } else {
-            OTHER
-        };
-        // Two requests of one new model may come here at once; the entry makes them share.
-        let entry = self.models.entry(Box::from(name));
-        let made = entry.or_insert_with(|| {
-            let metrics = ModelMetrics::register(&self.recorder, &model_labels(name));
-            Arc::new(OfModel {
-                name: Box::from(name),
-                number: self.next_model.fetch_add(1, Relaxed),
-                metrics,
-            })
-        });
-        Arc::clone(&made)
-    }
-
-    /// Counts a request that ended in an error: the picker's own refusal, or a status of 400 and up
-    /// from the worker.
-    pub fn count_error(&self, model: &OfModel, error_code: &str) {
-        let mut labels = model_labels(&model.name);
-        labels.push(Label::new("error_code", error_code.to_owned()));
-        Counter::register(
-            &self.recorder,
-            &Key::from_parts(REQUEST_ERROR_TOTAL, labels),
-        )
-        .increment(1);
+    /// The series of these labels. To be found once a request and kept.
+    pub fn request(&self, labels: &RequestLabels<'_>) -> Arc<OfRequest> {
+        self.requests.of(labels, &self.models, &self.fairness_ids)
     }
 
     /// Counts a scheduling attempt that found no endpoint.
-    pub fn count_failed_attempt(&self, model: &OfModel) {
-        self.attempts
-            .entry((u64::MAX, model.number))
-            .or_insert_with(|| self.attempt_series("failure", &model.name, "", ""))
-            .increment(1);
+    pub fn attempt_failed(&self, target_model: &str) {
+        self.attempt(["failure", target_model, "", "", ""]);
     }
 
-    /// Counts a pick. `endpoint_key` tells endpoints apart, `name` and `port` are its labels.
-    pub fn count_pick(&self, model: &OfModel, endpoint_key: u64, name: &str, port: u16) {
-        let key = (endpoint_key, model.number);
-        if let Some(counter) = self.attempts.get(&key) {
-            counter.increment(1);
-            return;
-        }
-        let series = if self.attempts.len() < ATTEMPT_SERIES_MAX {
-            let made = || self.attempt_series("success", &model.name, name, &port.to_string());
-            self.attempts.entry(key).or_insert_with(made).clone()
-        } else {
-            self.attempt_series("success", OTHER, OTHER, "")
-        };
+    /// Counts a pick.
+    pub fn picked(&self, target_model: &str, endpoint: &str, namespace: &str, port: u16) {
+        let port = port.to_string();
+        self.attempt(["success", target_model, endpoint, namespace, &port]);
+    }
+
+    fn attempt(&self, labels: [&str; 5]) {
+        let series = self.attempts.find(&labels).unwrap_or_else(|| {
+            let [status, model, endpoint, namespace, port] = labels;
+            let model = self.models.admit(model);
+            self.attempts
+                .with(&[status, model, endpoint, namespace, port])
+        });
         series.increment(1);
     }
 
+    /// Whether this pick measures its plugins. To be asked once a pick.
+    pub fn measures_plugins(&self) -> bool {
+        self.picks
+            .fetch_add(1, Relaxed)
+            .is_multiple_of(PLUGIN_SAMPLE)
+    }
+
+    /// Where the seconds of one plugin go. To be found once a configuration and kept.
+    pub fn plugin(
+        &self,
+        extension_point: &str,
+        plugin_type: &str,
+        plugin_name: &str,
+    ) -> Arc<Series<Histogram>> {
+        self.plugins
+            .with(&[extension_point, plugin_type, plugin_name])
+    }
+
+    /// Counts a rewritten model. Models named by rewrites are an operator's and never `other`.
+    pub fn model_rewritten(&self, rewrite: &str, model: &str, target_model: &str) {
+        let model = self.models.admit(model);
+        self.rewrites
+            .with(&[rewrite, model, target_model])
+            .increment(1);
+    }
+
+    /// Counts a decision about the stages of a request, under the deprecated name, too, where that
+    /// knows it.
+    pub fn disaggregated(&self, decision: &DisaggDecision<'_>) {
+        let values = [
+            decision.plugin_name,
+            decision.plugin_type,
+            self.models.admit(decision.model),
+            decision.decision,
+        ];
+        self.disagg.with(&values).increment(1);
+        if matches!(decision.decision, "decode-only" | "prefill-decode") {
+            self.pd.with(&values).increment(1);
+        }
+    }
+
+    /// Takes in a lookup in the index of KV events: leading blocks at the best endpoint, and
+    /// seconds.
+    pub fn index_lookup(&self, best_blocks: u64, seconds: f64) {
+        self.process.index_lookups.increment(1);
+        self.process.index_hits.increment(best_blocks);
+        self.process.index_lookup_seconds.record(seconds);
+    }
+
+    /// Takes in how much of a prompt the picked endpoint was expected to have: a share from 0 to 1,
+    /// and bytes.
+    pub fn prefix_match(&self, ratio: f64, bytes: f64) {
+        self.process.prefix_hit_ratio.record(ratio);
+        self.process.prefix_hit_bytes.record(bytes);
+    }
+
+    /// Counts media items that were looked up.
+    pub fn encoder_lookup(&self, plugin: (&str, &str), modality: &str, items: u64) {
+        let (plugin_type, plugin_name) = plugin;
+        let series = self
+            .encoder_queries
+            .with(&[plugin_type, plugin_name, modality]);
+        series.increment(items);
+    }
+
+    /// Counts media items that an endpoint was expected to have encoded.
+    pub fn encoder_hits(&self, plugin: (&str, &str), endpoint: &str, modality: &str, items: u64) {
+        let (plugin_type, plugin_name) = plugin;
+        let series = self
+            .encoder_hits
+            .with(&[plugin_type, plugin_name, endpoint, modality]);
+        series.increment(items);
+    }
+
+    /// Takes in the share of a request's media items that the picked endpoint was expected to have.
+    pub fn encoder_hit_ratio(&self, plugin: (&str, &str), ratio: f64) {
+        let (plugin_type, plugin_name) = plugin;
+        self.encoder_ratios
+            .with(&[plugin_type, plugin_name])
+            .record(ratio);
+    }
+
+    /// Takes in what flow control decided about a request.
+    pub fn flow_outcome(&self, decided: &FlowOutcome<'_>) {
+        let priority = priority_text(decided.labels.priority);
+        let requests = self
+            .flow_requests
+            .with(&[decided.outcome, &priority, decided.pool]);
+        requests.increment(1);
+        let Some(seconds) = decided.queue_seconds else {
+            return;
+        };
+        let queue = self.flow_queue.with(&[
+            self.fairness_ids.admit(decided.labels.fairness_id),
+            &priority,
+            decided.outcome,
+            decided.pool,
+            self.models.admit(decided.labels.model),
+            self.models.admit(decided.labels.target_model),
+        ]);
+        queue.record(seconds);
+    }
+
+    /// Takes in how long it took to put a request into its queue. `outcome` is the field's word.
+    pub fn flow_enqueued(&self, fairness_id: &str, priority: i32, outcome: &str, seconds: f64) {
+        let fairness_id = self.fairness_ids.admit(fairness_id);
+        let series = self
+            .flow_enqueue
+            .with(&[fairness_id, &priority_text(priority), outcome]);
+        series.record(seconds);
+    }
+
+    /// Takes in an ended ext_proc stream: the name of its gRPC status, such as `OK`, and how long
+    /// it was open in seconds.
+    pub fn stream_ended(&self, code: &str, seconds: f64) {
+        self.streams.with(&[code]).increment(1);
+        self.process.stream_seconds.record(seconds);
+    }
+
+    /// Counts a changed configuration, `applied` or `refused`.
+    pub fn config_reloaded(&self, result: &'static str) {
+        self.reloads.with(&[result]).increment(1);
+    }
+
+    /// Counts an access-log entry.
+    pub fn access_log_entry(&self, kind: &'static str) {
+        self.access_log.with(&[kind]).increment(1);
+    }
+
     /// Counts a prompt that was looked up by its text, for want of token ids.
-    pub fn count_without_tokens(&self, reason: &'static str) {
-        let labels = vec![Label::from_static_parts("reason", reason)];
-        Counter::register(
-            &self.recorder,
-            &Key::from_parts(WITHOUT_TOKENS_TOTAL, labels),
-        )
-        .increment(1);
+    pub fn without_tokens(&self, reason: &'static str) {
+        self.without_tokens.with(&[reason]).increment(1);
+    }
+
+    /// Access-log entries by kind, in the order in which the kinds appeared.
+    pub fn access_log_entries(&self) -> Vec<(String, u64)> {
+        let all = self.access_log.all();
+        let entries = all
+            .iter()
+            .map(|series| (series.labels.first().to_owned(), series.get()));
+        entries.collect()
+    }
+
+    /// The mean of the shares given to [`prefix_match`](Self::prefix_match); `None` before the
+    /// first.
+    pub fn mean_prefix_match(&self) -> Option<f64> {
+        let ratios = &self.process.prefix_hit_ratio;
+        let count = ratios.count();
+        (count > 0).then(|| ratios.sum() / count as f64)
     }
 
     /// All series in Prometheus' text format.
     pub fn render(&self) -> String {
-        self.handle.render()
+        let mut page = Page::new();
+        self.write(&mut page);
+        page.into_text()
     }
 
-    /// Folds recorded histogram values into their buckets. Without it they gather until the next
-    /// scrape.
-    pub fn run_upkeep(&self) {
-        self.handle.run_upkeep();
+    /// Writes all series.
+    pub fn write(&self, page: &mut Page) {
+        let info = Labels::new(
+            names::INFO.labels,
+            &[build_commit(), env!("CARGO_PKG_VERSION")],
+        );
+        page.write(&names::INFO, std::iter::once((&info, Sample::Number(1.0))));
+        self.requests.write(page);
+        self.process.write(page);
+        for (family, group) in self.counter_groups() {
+            group.write(family, page, |counter| Some(Sample::Count(counter.get())));
+        }
+        for (family, group) in self.histogram_groups() {
+            group.write(family, page, |histogram| Some(Sample::Histogram(histogram)));
+        }
     }
 
-    fn attempt_series(
-        &self,
-        status: &'static str,
-        model: &str,
-        endpoint: &str,
-        port: &str,
-    ) -> Counter {
-        let labels = vec![
-            Label::from_static_parts("status", status),
-            Label::new("target_model_name", model.to_owned()),
-            Label::new("endpoint_name", endpoint.to_owned()),
-            Label::from_static_parts("namespace", ""),
-            Label::new("port", port.to_owned()),
-        ];
-        Counter::register(&self.recorder, &Key::from_parts(ATTEMPTS_TOTAL, labels))
+    fn counter_groups(&self) -> [(&'static Family, &Group<Counter>); 11] {
+        [
+            (&names::SCHEDULER_ATTEMPTS, &self.attempts),
+            (&names::REWRITE_DECISIONS, &self.rewrites),
+            (&names::DISAGG_DECISIONS, &self.disagg),
+            (&names::PD_DECISIONS, &self.pd),
+            (&names::ENCODER_QUERIES, &self.encoder_queries),
+            (&names::ENCODER_HITS, &self.encoder_hits),
+            (&names::FLOW_REQUESTS, &self.flow_requests),
+            (&names::STREAMS_TOTAL, &self.streams),
+            (&names::CONFIG_RELOADS, &self.reloads),
+            (&names::ACCESS_LOG_ENTRIES, &self.access_log),
+            (&names::WITHOUT_TOKENS, &self.without_tokens),
+        ]
+    }
+
+    fn histogram_groups(&self) -> [(&'static Family, &Group<Histogram>); 4] {
+        [
+            (&names::PLUGIN_SECONDS, &self.plugins),
+            (&names::ENCODER_HIT_RATIO, &self.encoder_ratios),
+            (&names::FLOW_QUEUE_SECONDS, &self.flow_queue),
+            (&names::FLOW_ENQUEUE_SECONDS, &self.flow_enqueue),
+        ]
     }
 }
 
-fn model_labels(model: &str) -> Vec<Label> {
-    vec![
-        Label::new("model_name", model.to_owned()),
-        Label::new("target_model_name", model.to_owned()),
-        Label::from_static_parts("fairness_id", DEFAULT_FAIRNESS_ID),
-        Label::from_static_parts("priority", "0"),
-    ]
+impl ProcessMetrics {
+    fn new() -> Self {
+        let of = |family: &Family| Histogram::new(family.buckets);
+        Self {
+            streams_in_flight: Gauge::default(),
+            scheduler_seconds: of(&names::SCHEDULER_E2E),
+            pick_seconds: of(&names::PICK_DURATION),
+            read_seconds: of(&names::READ_DURATION),
+            lookup_seconds: of(&names::LOOKUP_DURATION),
+            request_processing_seconds: of(&names::REQUEST_PROCESSING),
+            response_processing_seconds: of(&names::RESPONSE_PROCESSING),
+            dispatch_cycle_seconds: of(&names::FLOW_CYCLE_SECONDS),
+            served_elsewhere_total: Counter::default(),
+            expired_leases_total: Counter::default(),
+            prefix_hit_ratio: of(&names::PREFIX_HIT_RATIO),
+            prefix_hit_bytes: of(&names::PREFIX_HIT_BYTES),
+            index_lookups: Counter::default(),
+            index_hits: Counter::default(),
+            index_lookup_seconds: of(&names::INDEX_LOOKUP_SECONDS),
+            stream_seconds: of(&names::STREAM_SECONDS),
+        }
+    }
+
+    fn write(&self, page: &mut Page) {
+        let streams = Sample::Number(self.streams_in_flight.get() as f64);
+        page.single(&names::STREAMS_IN_FLIGHT, streams);
+        let histograms = [
+            (&names::STREAM_SECONDS, &self.stream_seconds),
+            (&names::SCHEDULER_E2E, &self.scheduler_seconds),
+            (&names::PICK_DURATION, &self.pick_seconds),
+            (&names::READ_DURATION, &self.read_seconds),
+            (&names::LOOKUP_DURATION, &self.lookup_seconds),
+            (&names::REQUEST_PROCESSING, &self.request_processing_seconds),
+            (
+                &names::RESPONSE_PROCESSING,
+                &self.response_processing_seconds,
+            ),
+            (&names::FLOW_CYCLE_SECONDS, &self.dispatch_cycle_seconds),
+            (&names::PREFIX_HIT_RATIO, &self.prefix_hit_ratio),
+            (&names::PREFIX_HIT_BYTES, &self.prefix_hit_bytes),
+            (&names::INDEX_LOOKUP_SECONDS, &self.index_lookup_seconds),
+        ];
+        for (family, histogram) in histograms {
+            page.single(family, Sample::Histogram(histogram));
+        }
+        let counters = [
+            (&names::SERVED_ELSEWHERE, &self.served_elsewhere_total),
+            (&names::EXPIRED_LEASES, &self.expired_leases_total),
+            (&names::INDEX_LOOKUPS, &self.index_lookups),
+            // The best endpoint's run of leading blocks is what both count; the field has both.
+            (&names::INDEX_HITS, &self.index_hits),
+            (&names::INDEX_MAX_HITS, &self.index_hits),
+        ];
+        for (family, counter) in counters {
+            page.single(family, Sample::Count(counter.get()));
+        }
+    }
+}
+
+fn counters(family: &'static Family, max: usize) -> Group<Counter> {
+    Group::new(family.labels, max, Counter::default)
+}
+
+fn histograms(family: &'static Family) -> Group<Histogram> {
+    Group::new(family.labels, HISTOGRAMS_MAX, || {
+        Histogram::new(family.buckets)
+    })
 }
 
 /// The commit that the build was told about, if it was.
@@ -363,99 +448,5 @@ fn build_commit() -> &'static str {
     option_env!("POINTSMAN_COMMIT").unwrap_or("unknown")
 }
 
-const METADATA: Metadata<'static> = Metadata::new("pointsman", Level::INFO, None);
-
-/// A kind of metric, registered with a recorder of our own instead of the global one.
-trait Registered: Sized {
-    fn register(recorder: &PrometheusRecorder, key: &Key) -> Self;
-    fn describe(recorder: &PrometheusRecorder, name: &'static str, help: &'static str);
-}
-
-impl Registered for Counter {
-    fn register(recorder: &PrometheusRecorder, key: &Key) -> Self {
-        recorder.register_counter(key, &METADATA)
-    }
-
-    fn describe(recorder: &PrometheusRecorder, name: &'static str, help: &'static str) {
-        recorder.describe_counter(KeyName::from_const_str(name), None::<Unit>, help.into());
-    }
-}
-
-impl Registered for Gauge {
-    fn register(recorder: &PrometheusRecorder, key: &Key) -> Self {
-        recorder.register_gauge(key, &METADATA)
-    }
-
-    fn describe(recorder: &PrometheusRecorder, name: &'static str, help: &'static str) {
-        recorder.describe_gauge(KeyName::from_const_str(name), None::<Unit>, help.into());
-    }
-}
-
-impl Registered for Histogram {
-    fn register(recorder: &PrometheusRecorder, key: &Key) -> Self {
-        recorder.register_histogram(key, &METADATA)
-    }
-
-    fn describe(recorder: &PrometheusRecorder, name: &'static str, help: &'static str) {
-        recorder.describe_histogram(KeyName::from_const_str(name), None::<Unit>, help.into());
-    }
-}
-
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn names_labels_and_buckets_are_the_fields() {
-        let metrics = Metrics::new();
-        let model = metrics.model("m");
-        model.request_total.increment(2);
-        model.ttft_seconds.record(0.3);
-        metrics.process.scheduler_seconds.record(0.000_15);
-        metrics.count_error(&model, "BadRequest");
-        metrics.count_pick(&model, 1, "a", 8000);
-        let page = metrics.render();
-        let labels =
-            r#"model_name="m",target_model_name="m",fairness_id="default-flow",priority="0""#;
-        for line in [
-            format!("llm_d_epp_request_total{{{labels}}} 2"),
-            format!("llm_d_epp_request_error_total{{{labels},error_code=\"BadRequest\"}} 1"),
-            format!("llm_d_epp_request_ttft_seconds_bucket{{{labels},le=\"0.2\"}} 0"),
-            format!("llm_d_epp_request_ttft_seconds_bucket{{{labels},le=\"0.4\"}} 1"),
-            r#"llm_d_epp_scheduler_e2e_duration_seconds_bucket{le="0.0002"} 1"#.to_owned(),
-            r#"llm_d_epp_scheduler_attempts_total{status="success",target_model_name="m",endpoint_name="a",namespace="",port="8000"} 1"#.to_owned(),
-            "# TYPE llm_d_epp_request_total counter".to_owned(),
-            "# HELP llm_d_epp_request_total Requests received.".to_owned(),
-        ] {
-            assert!(page.contains(&line), "{line}\nis missing from\n{page}");
-        }
-    }
-
-    #[test]
-    fn models_are_bounded() {
-        let metrics = Metrics::new();
-        for number in 0..MODELS_MAX + 10 {
-            metrics
-                .model(&format!("m{number}"))
-                .request_total
-                .increment(1);
-        }
-        let page = metrics.render();
-        let series = page
-            .lines()
-            .filter(|line| line.starts_with("llm_d_epp_request_total{"));
-        assert_eq!(series.count(), MODELS_MAX + 1);
-        assert!(
-            page.lines()
-                .any(|line| line.contains("model_name=\"other\"") && line.ends_with(" 10"))
-        );
-    }
-
-    #[test]
-    fn two_pickers_in_one_process_do_not_mix() {
-        let (one, other) = (Metrics::new(), Metrics::new());
-        one.model("m").request_total.increment(1);
-        assert!(one.render().contains("llm_d_epp_request_total{"));
-        assert!(!other.render().contains("llm_d_epp_request_total{"));
-    }
-}
+mod tests;

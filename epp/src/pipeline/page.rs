@@ -4,23 +4,69 @@
 //! metrics; here their counts get names. A count with a name in the field has that name, the rest
 //! is ours.
 
-use std::fmt::Write as _;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use crate::fleet::kv_events::{Count, KvEventCounters};
 use crate::fleet::scrape::ScrapeCounters;
 use crate::index::IndexStats;
 use crate::index::approximate::{Counters, PickStats};
+use crate::observe::exposition::{Labels, Page, Sample};
+use crate::observe::family::{Family, Kind, Legacy, was};
 use crate::tokens::TokensStats;
 
+const INDEX_SIZE: Family = Family::gauge(
+    "llm_d_epp_prefix_indexer_size",
+    &[],
+    "Blocks in the prefix index, each counted once per endpoint.",
+)
+.also(&[was("inference_extension_prefix_indexer_size", &[])]);
+const ADMISSIONS: Family = Family::counter(
+    "llm_d_epp_kv_cache_index_admissions_total",
+    &[],
+    "Blocks taken into the index of KV events.",
+)
+.also(&[was("kvcache_index_admissions_total", &[])]);
+const EVICTIONS: Family = Family::counter(
+    "llm_d_epp_kv_cache_index_evictions_total",
+    &[],
+    "Blocks taken out of the index of KV events.",
+)
+.also(&[was("kvcache_index_evictions_total", &[])]);
+const EVENT_ERRORS: Family = Family::counter(
+    "llm_d_epp_kv_cache_events_zmq_errors_total",
+    &["pod_identifier", "operation"],
+    "Failures of event subscriptions, of all endpoints together.",
+);
+const POLL_ERRORS: Family = Family::counter(
+    "llm_d_epp_datalayer_poll_errors_total",
+    &["source_type"],
+    "Metrics pages that could not be read.",
+)
+.also(&[was(
+    "llm_d_inference_scheduler_datalayer_poll_errors_total",
+    &[("source_type", "source_type")],
+)]);
+const EXTRACT_ERRORS: Family = Family::counter(
+    "llm_d_epp_datalayer_extract_errors_total",
+    &["source_type", "extractor_type"],
+    "Metrics pages without the series of their engine.",
+)
+.also(&[Legacy {
+    labels: &[
+        ("source_type", "source_type"),
+        ("extractor_type", "extractor_type"),
+    ],
+    ..was(
+        "llm_d_inference_scheduler_datalayer_extract_errors_total",
+        &[],
+    )
+}]);
+
 /// Appends the state of the prefix index.
-pub fn render_index(stats: &IndexStats, page: &mut String) {
-    gauge(
-        page,
-        "llm_d_epp_prefix_indexer_size",
-        "Blocks in the prefix index, each counted once per endpoint.",
-        stats.blocks,
-    );
+pub fn render_index(stats: &IndexStats, page: &mut Page) {
+    page.single(&INDEX_SIZE, Sample::Count(stats.blocks as u64));
+    page.single(&ADMISSIONS, Sample::Count(stats.stored));
+    page.single(&EVICTIONS, Sample::Count(stats.removed));
     gauge(
         page,
         "pointsman_prefix_index_runs",
@@ -78,7 +124,7 @@ pub fn render_index(stats: &IndexStats, page: &mut String) {
 }
 
 /// Appends the state of the approximate index.
-pub fn render_approximate(stats: &PickStats, counters: &Counters, page: &mut String) {
+pub fn render_approximate(stats: &PickStats, counters: &Counters, page: &mut Page) {
     let of = |value: &AtomicU64| value.load(Relaxed);
     gauge(
         page,
@@ -131,13 +177,24 @@ pub fn render_approximate(stats: &PickStats, counters: &Counters, page: &mut Str
 }
 
 /// Appends what came over the KV-event subscriptions.
-pub fn render_kv_events(counters: &KvEventCounters, page: &mut String) {
+pub fn render_kv_events(counters: &KvEventCounters, page: &mut Page) {
     for (name, help, count) in events_taken(counters)
         .into_iter()
         .chain(events_missed(counters))
     {
         counter(page, name, help, count.get());
     }
+    let failures = [
+        ("connect", counters.connect_failures.get()),
+        ("receive", counters.malformed_batches.get()),
+        ("replay", counters.replay_failures.get()),
+    ];
+    let failures = failures
+        .map(|(operation, count)| (Labels::new(EVENT_ERRORS.labels, &["", operation]), count));
+    let series = failures
+        .iter()
+        .map(|(labels, count)| (labels, Sample::Count(*count)));
+    page.write(&EVENT_ERRORS, series);
 }
 
 type Row<'a> = (&'static str, &'static str, &'a Count);
@@ -243,7 +300,7 @@ fn events_missed(counters: &KvEventCounters) -> [Row<'_>; 8] {
 }
 
 /// Appends how reading the workers' metrics goes.
-pub fn render_scrapes(counters: &ScrapeCounters, page: &mut String) {
+pub fn render_scrapes(counters: &ScrapeCounters, page: &mut Page) {
     let of = |value: &AtomicU64| value.load(Relaxed);
     counter(
         page,
@@ -251,18 +308,13 @@ pub fn render_scrapes(counters: &ScrapeCounters, page: &mut String) {
         "Metrics pages read from workers.",
         of(&counters.pages),
     );
-    let name = "llm_d_epp_datalayer_poll_errors_total";
-    heading(
-        page,
-        "counter",
-        name,
-        "Metrics pages that could not be read.",
-    );
-    let _ = writeln!(
-        page,
-        "{name}{{source_type=\"metrics-data-source\"}} {}",
-        of(&counters.errors)
-    );
+    let source = "metrics-data-source";
+    let poll = Labels::new(POLL_ERRORS.labels, &[source]);
+    let errors = Sample::Count(of(&counters.errors));
+    page.write(&POLL_ERRORS, std::iter::once((&poll, errors)));
+    let extract = Labels::new(EXTRACT_ERRORS.labels, &[source, "core-metrics-extractor"]);
+    let unreadable = Sample::Count(of(&counters.unreadable));
+    page.write(&EXTRACT_ERRORS, std::iter::once((&extract, unreadable)));
     counter(
         page,
         "pointsman_scrape_unreadable_total",
@@ -272,7 +324,7 @@ pub fn render_scrapes(counters: &ScrapeCounters, page: &mut String) {
 }
 
 /// Appends what the tokenizers did.
-pub fn render_tokens(stats: &TokensStats, page: &mut String) {
+pub fn render_tokens(stats: &TokensStats, page: &mut Page) {
     counter(
         page,
         "pointsman_tokenized_prompts_total",
@@ -317,59 +369,13 @@ pub fn render_tokens(stats: &TokensStats, page: &mut String) {
     );
 }
 
-fn gauge(page: &mut String, name: &str, help: &str, value: usize) {
-    heading(page, "gauge", name, help);
-    // Writing to a string cannot fail.
-    let _ = writeln!(page, "{name} {value}");
+fn gauge(page: &mut Page, name: &str, help: &str, value: usize) {
+    page.value(Kind::Gauge, name, help, value as u64);
 }
 
-fn counter(page: &mut String, name: &str, help: &str, value: u64) {
-    heading(page, "counter", name, help);
-    let _ = writeln!(page, "{name} {value}");
-}
-
-fn heading(page: &mut String, kind: &str, name: &str, help: &str) {
-    let _ = writeln!(page, "# HELP {name} {help}\n# TYPE {name} {kind}");
+fn counter(page: &mut Page, name: &str, help: &str, value: u64) {
+    page.value(Kind::Counter, name, help, value);
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn every_series_has_help_type_and_value_under_a_name_of_its_own() {
-        let mut page = String::new();
-        render_index(
-            &IndexStats {
-                blocks: 3,
-                ..IndexStats::default()
-            },
-            &mut page,
-        );
-        render_approximate(&PickStats::default(), &Counters::default(), &mut page);
-        render_kv_events(&KvEventCounters::default(), &mut page);
-        render_scrapes(&ScrapeCounters::default(), &mut page);
-        render_tokens(&TokensStats::default(), &mut page);
-        assert!(
-            page.contains("\nllm_d_epp_prefix_indexer_size 3\n"),
-            "{page}"
-        );
-        let lines: Vec<&str> = page.lines().collect();
-        let mut names = Vec::new();
-        for series in lines.chunks(3) {
-            let name = series[2].split(['{', ' ']).next().unwrap();
-            assert!(
-                series[0].starts_with(&format!("# HELP {name} ")),
-                "{}",
-                series[0]
-            );
-            assert!(
-                series[1].starts_with(&format!("# TYPE {name} ")),
-                "{}",
-                series[1]
-            );
-            assert!(!names.contains(&name), "{name} twice");
-            names.push(name);
-        }
-    }
-}
+mod tests;

@@ -8,6 +8,7 @@ mod failures;
 mod openai_client;
 mod original_dst;
 mod routing;
+mod status_page;
 mod steering;
 mod streaming;
 mod tokens;
