@@ -126,6 +126,16 @@ impl Lease {
         }
         Self { cell, tokens }
     }
+
+    /// Goes on counting the request, and of its tokens no more than these: the rest is computed.
+    pub fn keep_tokens(&mut self, tokens: u32) {
+        let kept = self.tokens.min(tokens);
+        if let Some(cell) = &self.cell {
+            let computed = u64::from(self.tokens - kept);
+            cell.in_flight_tokens.fetch_sub(computed, Relaxed);
+        }
+        self.tokens = kept;
+    }
 }
 
 impl Drop for Lease {

@@ -9,12 +9,15 @@ use std::sync::Arc;
 
 use pointsman_proto::block_hash::KeyScope;
 
-use super::Parts;
+use super::{Pool, Shared};
 use crate::ext_proc::{End, Outcome};
 use crate::fleet::{Endpoint, Live, Matches};
 use crate::index::IndexScratch;
 use crate::index::approximate::{Belief, Reported, TextKeys};
 use crate::request::{InferenceRequest, text};
+
+/// Tokens of a block, for counting hits as the field does.
+const FIELD_BLOCK_TOKENS: u64 = 16;
 
 /// Buffers of a lookup, and its answer.
 #[derive(Default)]
@@ -47,19 +50,20 @@ impl Expectation {
     }
 }
 
-impl Parts {
+impl Pool {
     /// Fills the scratch with who holds how much of the prompt, and says how many tokens it has:
     /// counted, or estimated from its text; none where there is no prompt to speak of.
     pub(super) fn look_up(
         &self,
-        request: &InferenceRequest,
+        shared: &Shared,
+        (request, model): (&InferenceRequest, &str),
         tokens: Option<&[u32]>,
         now_ms: u64,
         scratch: &mut PrefixScratch,
     ) -> u32 {
-        let from_us = self.clock.now_us();
+        let from_us = shared.clock.now_us();
         let scope = KeyScope {
-            model: &request.model,
+            model,
             adapter: None,
             cache_salt: request.cache_salt.as_deref(),
         };
@@ -89,10 +93,10 @@ impl Parts {
                 .matches(keys, prompt_tokens, now_ms, |_, _| false, matches);
             prompt_tokens
         };
-        self.metrics
-            .process
-            .lookup_seconds
-            .record(self.seconds_since(from_us));
+        let seconds = shared.seconds_since(from_us);
+        shared.metrics.process.lookup_seconds.record(seconds);
+        let best_blocks = u64::from(matches.longest()) / FIELD_BLOCK_TOKENS;
+        shared.metrics.index_lookup(best_blocks, seconds);
         prompt_tokens
     }
 
@@ -118,6 +122,7 @@ impl Parts {
     /// request where it was told to.
     pub(super) fn settle(
         &self,
+        shared: &Shared,
         expectation: &Expectation,
         outcome: &Outcome,
         is_served_here: bool,
@@ -130,16 +135,16 @@ impl Parts {
             // The client went away before its answer began: the worker may have dropped it unread.
             End::Aborted if outcome.response_bytes == 0 => self.approximate.failed(belief),
             End::Aborted | End::Completed | End::Unseen | End::Expired => {
-                self.approximate.started(belief, self.clock.now_ms());
+                self.approximate.started(belief, shared.clock.now_ms());
                 self.learn(expectation, outcome);
             }
         }
     }
 
     /// The response to a request started.
-    pub(super) fn begin_response(&self, expectation: &Expectation) {
+    pub(super) fn begin_response(&self, shared: &Shared, expectation: &Expectation) {
         self.approximate
-            .started(&expectation.belief, self.clock.now_ms());
+            .started(&expectation.belief, shared.clock.now_ms());
     }
 
     /// Of an endpoint whose events are followed the events say more than any count.

@@ -6,6 +6,7 @@ use super::choose::Scratch;
 use super::exchange::InFlight;
 use crate::clock::unix_nanos;
 use crate::ext_proc::Refusal;
+use crate::fleet::{Matches, Snapshot};
 use crate::observe::decisions::{
     CandidateRecord, DecisionRecord, ProfileRecord, ScoreRecord, kept_candidates,
 };
@@ -28,7 +29,9 @@ pub(super) fn of(
         fairness_id: exchange.fairness_id.to_string(),
         priority: exchange.priority,
         prompt_tokens,
-        profiles: runs.map(|run| profile(run, scratch)).collect(),
+        profiles: runs
+            .map(|run| profile(run, &scratch.snapshot, &scratch.prefix.matches))
+            .collect(),
         refused: refusal.map(ToString::to_string),
         pick_us: exchange.shared.clock.now_us().saturating_sub(exchange.begun_us),
         outcome: None,
@@ -74,42 +77,87 @@ fn words(candidate: &CandidateRecord) -> String {
     )
 }
 
-fn profile(run: &ProfileRun, scratch: &Scratch) -> ProfileRecord {
-    let name = |position: usize| {
-        let member = scratch.snapshot.members.get(position);
-        member.map(|member| member.spec.name.clone()).unwrap_or_default()
+/// One profile's run over this snapshot. Of a wide fleet only the best candidates are kept.
+fn profile(run: &ProfileRun, snapshot: &Snapshot, matches: &Matches) -> ProfileRecord {
+    let name = |position: &usize| {
+        let member = snapshot.members.get(*position);
+        member.map_or_else(String::new, |member| member.spec.name.clone())
     };
-    // Places among the candidates of the picked positions.
-    let picked: Vec<usize> = run
-        .endpoints
-        .iter()
-        .filter_map(|position| run.candidates.iter().position(|other| other == position))
-        .collect();
+    let place_of = |position: &usize| run.candidates.iter().position(|other| other == position);
+    let picked: Vec<usize> = run.endpoints.iter().filter_map(place_of).collect();
     let (places, left_out) = kept_candidates(&run.totals, &picked);
-    let candidates = places.into_iter().filter_map(|place| {
-        let position = *run.candidates.get(place)?;
-        let member = scratch.snapshot.members.get(position)?;
-        let matches = &scratch.prefix.matches;
+    let candidate = |place: usize| {
+        let position = run.candidates.get(place)?;
+        let member = snapshot.members.get(*position)?;
+        let scores = run.scores.iter().map(|scores| ScoreRecord {
+            scorer: scores.scorer,
+            weight: scores.weight,
+            value: scores.values.get(place).copied().unwrap_or_default(),
+        });
         Some(CandidateRecord {
-            endpoint: name(position),
+            endpoint: member.spec.name.clone(),
             total: run.totals.get(place).copied().unwrap_or_default(),
             cached_tokens: matches.tokens(member.id, member.generation),
-            scores: run
-                .scores
-                .iter()
-                .map(|scores| ScoreRecord {
-                    scorer: scores.scorer,
-                    weight: scores.weight,
-                    value: scores.values.get(place).copied().unwrap_or_default(),
-                })
-                .collect(),
+            scores: scores.collect(),
         })
-    });
+    };
     ProfileRecord {
         profile: run.profile.to_string(),
-        endpoints: run.endpoints.iter().map(|position| name(*position)).collect(),
+        endpoints: run.endpoints.iter().map(name).collect(),
         reason: run.reason.to_owned(),
-        candidates: candidates.collect(),
+        candidates: places.into_iter().filter_map(candidate).collect(),
         left_out,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use smallvec::smallvec;
+
+    use super::*;
+    use crate::fleet::{Endpoint, EndpointId, EndpointSpec, Generation, Live};
+    use crate::schedule::ScorerScores;
+
+    #[test]
+    fn a_record_keeps_each_candidates_own_values() {
+        let member = |number: u32| {
+            let address = ([10, 0, 0, 1], number as u16).into();
+            Arc::new(Endpoint {
+                id: EndpointId(number),
+                generation: Generation(1),
+                spec: EndpointSpec::new(format!("e{number}"), address),
+            })
+        };
+        let snapshot = Snapshot {
+            members: (0..4).map(member).collect(),
+            live: vec![Live::default(); 4],
+            ..Snapshot::default()
+        };
+        let run = ProfileRun {
+            endpoints: smallvec![2],
+            candidates: vec![0, 2, 3],
+            scores: vec![ScorerScores {
+                scorer: "queue-scorer",
+                weight: 2.0,
+                values: vec![0.25, 0.5, 1.0],
+            }],
+            totals: vec![0.5, 1.0, 2.0],
+            reason: "drawn by weight",
+            ..ProfileRun::default()
+        };
+        let mut matches = Matches::default();
+        matches.record(EndpointId(3), Generation(1), 48, 48);
+        let record = profile(&run, &snapshot, &matches);
+        assert_eq!(record.endpoints, ["e2"]);
+        let candidates = record.candidates.iter();
+        let told: Vec<String> = candidates.map(words).collect();
+        let expected = [
+            "e2 1.000 (queue-scorer 2x0.500; 0 cached)",
+            "e3 2.000 (queue-scorer 2x1.000; 48 cached)",
+            "e0 0.500 (queue-scorer 2x0.250; 0 cached)",
+        ];
+        assert_eq!(told, expected);
     }
 }

@@ -54,7 +54,7 @@ pub(super) fn finish(mut exchange: InFlight, outcome: &Outcome) {
         End::Unseen | End::Expired => {}
     }
     learn(&mut exchange, outcome, duration_us);
-    note(&exchange, outcome, duration_us);
+    note(&mut exchange, outcome, duration_us);
     let (gate, fairness_id) = (exchange.pool.gate.clone(), exchange.fairness_id.clone());
     if let Some(usage) = outcome.usage {
         gate.on_served(&fairness_id, usage.prompt_tokens, usage.completion_tokens);
@@ -152,7 +152,7 @@ fn observe_latency(exchange: &InFlight, picked: &Picked, outcome: &Outcome, dura
 }
 
 /// Completes the record of the decision, its span and its log line.
-fn note(exchange: &InFlight, outcome: &Outcome, duration_us: u64) {
+fn note(exchange: &mut InFlight, outcome: &Outcome, duration_us: u64) {
     let ttft_us = exchange
         .first_byte_us
         .map(|first_us| first_us.saturating_sub(exchange.begun_us));
@@ -229,10 +229,10 @@ impl InFlight {
         );
     }
 
-    fn end_span(&self, outcome: &Outcome) {
-        let Some(span) = &self.span else { return };
+    fn end_span(&mut self, outcome: &Outcome) {
+        let Some(span) = self.span.take() else { return };
         let picked = self.picked.as_ref();
-        span.finish(
+        span.end(
             now(),
             &EndAttributes {
                 model: &self.model,
@@ -240,7 +240,7 @@ impl InFlight {
                 endpoint: picked.map_or("", |picked| &picked.endpoint.spec.name),
                 status: outcome.status.unwrap_or_default(),
                 prompt_tokens: outcome.usage.map(|usage| usage.prompt_tokens),
-                ..EndAttributes::default()
+                cached_tokens: outcome.usage.and_then(|usage| usage.cached_tokens),
             },
         );
     }

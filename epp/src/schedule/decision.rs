@@ -26,6 +26,8 @@ pub struct Decision {
     pub port: Option<u16>,
     /// Which stages run apart.
     pub stages: Stages,
+    /// The position that prefills, where it is another than the one that decodes.
+    pub(super) prefill: Option<usize>,
 }
 
 /// One profile's run.
@@ -101,6 +103,11 @@ impl Decision {
         self.runs().get(self.primary).unwrap_or(&NONE)
     }
 
+    /// The position that prefills, where it is another than the one that decodes.
+    pub fn prefill(&self) -> Option<usize> {
+        self.prefill
+    }
+
     /// The run of a profile, where it ran.
     pub fn run_of(&self, profile: usize) -> Option<&ProfileRun> {
         self.runs().iter().find(|run| run.index == profile)
@@ -115,6 +122,7 @@ impl Decision {
         self.response_headers.clear();
         self.port = None;
         self.stages = Stages::default();
+        self.prefill = None;
     }
 
     /// A cleared run at the end of the list, and what every profile starts from.

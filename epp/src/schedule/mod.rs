@@ -30,7 +30,9 @@ pub mod topology;
 
 pub use build::{BuildError, build};
 pub use decision::{Decision, NoEndpoint, ProfileRun, ScorerScores, Stages};
-pub use plugin::{Context, Filter, Headers, Maker, MediaItem, NoHeaders, Picker, Request, Scorer};
+pub use plugin::{
+    Context, Filter, Headers, Maker, MediaItem, Meter, NoHeaders, Picker, Request, Scorer,
+};
 pub use profile::Profile;
 pub use registry::{Plugin, PluginError, plugin_types};
 pub use scheduler::Scheduler;

@@ -120,6 +120,31 @@ impl<'a> Context<'a> {
     }
 }
 
+/// Times plugins, for a pick that is measured.
+pub trait Meter {
+    /// A clock in microseconds.
+    fn now_us(&self) -> u64;
+    /// One plugin ran for so long. `extension_point` is the field's word for its kind.
+    fn took(&self, extension_point: &'static str, type_name: &'static str, took_us: u64);
+}
+
+/// Runs a plugin, timed where the pick is measured.
+pub(super) fn metered<R>(
+    meter: Option<&dyn Meter>,
+    extension_point: &'static str,
+    type_name: &'static str,
+    run: impl FnOnce() -> R,
+) -> R {
+    let Some(meter) = meter else {
+        return run();
+    };
+    let from_us = meter.now_us();
+    let result = run();
+    let took_us = meter.now_us().saturating_sub(from_us);
+    meter.took(extension_point, type_name, took_us);
+    result
+}
+
 /// A plugin type of this room, and how one is made from its parameters.
 #[derive(Debug)]
 pub struct Maker<T: ?Sized + 'static> {

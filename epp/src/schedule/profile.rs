@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::decision::{NoEndpoint, ProfileRun, ScorerScores};
 use super::filters::HealthyFilter;
 use super::pickers::MaxScorePicker;
-use super::plugin::{Context, Filter, Picker, Scorer};
+use super::plugin::{Context, Filter, Meter, Picker, Scorer, metered};
 use super::scorers::{KvCacheUtilizationScorer, PrefixCacheScorer, QueueScorer};
 
 /// The name of the one profile where none is configured.
@@ -82,10 +82,18 @@ impl Profile {
 
     /// Filters, scores and picks among the eligible positions. A failed run holds no endpoints and
     /// says why.
-    pub(super) fn run(&self, context: &Context<'_>, eligible: &[usize], run: &mut ProfileRun) {
+    pub(super) fn run(
+        &self,
+        context: &Context<'_>,
+        eligible: &[usize],
+        run: &mut ProfileRun,
+        meter: Option<&dyn Meter>,
+    ) {
         run.candidates.extend_from_slice(eligible);
         for filter in &self.filters {
-            filter.filter(context, &mut run.candidates);
+            let name = filter.type_name();
+            let candidates = &mut run.candidates;
+            metered(meter, "Filter", name, || filter.filter(context, candidates));
             if run.candidates.is_empty() {
                 run.reason = filter.type_name();
                 return;
@@ -100,14 +108,17 @@ impl Profile {
                 }
             }
         }
-        self.score(context, run);
-        run.reason = self.picker.pick(
-            context,
-            &run.candidates,
-            &run.totals,
-            self.endpoints(),
-            &mut run.endpoints,
-        );
+        self.score(context, run, meter);
+        let ProfileRun {
+            candidates,
+            totals,
+            endpoints,
+            ..
+        } = run;
+        let picker = &self.picker;
+        run.reason = metered(meter, "Picker", picker.type_name(), || {
+            picker.pick(context, candidates, totals, self.endpoints(), endpoints)
+        });
         for filter in &self.filters {
             filter.picked(context, &run.endpoints);
         }
@@ -133,7 +144,7 @@ impl Profile {
         }
     }
 
-    fn score(&self, context: &Context<'_>, run: &mut ProfileRun) {
+    fn score(&self, context: &Context<'_>, run: &mut ProfileRun, meter: Option<&dyn Meter>) {
         let ProfileRun {
             candidates,
             scores,
@@ -147,7 +158,10 @@ impl Profile {
             out.weight = weighted.weight;
             out.values.clear();
             out.values.resize(candidates.len(), 0.0);
-            weighted.scorer.score(context, candidates, &mut out.values);
+            let (name, values) = (out.scorer, &mut out.values);
+            metered(meter, "Scorer", name, || {
+                weighted.scorer.score(context, candidates, values);
+            });
             for (value, total) in out.values.iter_mut().zip(totals.iter_mut()) {
                 *value = clamp(*value);
                 *total += *value * weighted.weight;

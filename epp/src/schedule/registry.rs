@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use super::deciders::{self, Decider};
 use super::plugin::{Filter, Maker, Picker, Scorer};
-use super::{filters, handlers, pickers, scorers};
+use super::{admitters, filters, handlers, pickers, scorers};
 use crate::config::plugins::{ParameterError, PluginType};
 
 /// A made plugin.
@@ -42,6 +42,7 @@ pub fn plugin_types() -> Vec<PluginType> {
         .chain(of(pickers::MAKERS))
         .chain(of(deciders::MAKERS))
         .chain(handlers::MAKERS.iter().map(|maker| maker.plugin))
+        .chain(of(admitters::MAKERS))
         .chain(handlers::HEADER_WRITERS.iter().copied())
         .collect()
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::decision::{Decision, NoEndpoint};
 use super::handlers::ProfileHandler;
 use super::handlers::single::SingleProfileHandler;
-use super::plugin::{Context, Request};
+use super::plugin::{Context, Meter, Request};
 use super::profile::Profile;
 use crate::fleet::Snapshot;
 
@@ -51,6 +51,11 @@ impl Scheduler {
         self.handler.type_name()
     }
 
+    /// Whether requests go to a port that stands for all ranks of a pod.
+    pub fn sends_to_primary_port(&self) -> bool {
+        self.handler.sends_to_primary_port()
+    }
+
     /// Picks endpoints for a request.
     pub fn pick(
         &self,
@@ -72,6 +77,18 @@ impl Scheduler {
         now_ms: u64,
         decision: &mut Decision,
     ) -> Result<(), NoEndpoint> {
+        self.pick_metered(snapshot, request, now_ms, decision, None)
+    }
+
+    /// The same with each plugin timed, where a meter is given.
+    pub fn pick_metered(
+        &self,
+        snapshot: &Snapshot,
+        request: &Request<'_>,
+        now_ms: u64,
+        decision: &mut Decision,
+        meter: Option<&dyn Meter>,
+    ) -> Result<(), NoEndpoint> {
         let context = Context {
             snapshot,
             request,
@@ -88,7 +105,7 @@ impl Scheduler {
                 break;
             };
             let (run, eligible) = decision.begin_run(index, &profile.name);
-            profile.run(&context, eligible, run);
+            profile.run(&context, eligible, run, meter);
         }
         self.handler.conclude(&context, decision)?;
         self.add_response_headers(&context, decision);

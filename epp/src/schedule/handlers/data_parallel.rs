@@ -80,6 +80,10 @@ impl ProfileHandler for DataParallelProfileHandler {
         decision.runs().is_empty().then_some(0)
     }
 
+    fn sends_to_primary_port(&self) -> bool {
+        true
+    }
+
     fn conclude(&self, context: &Context<'_>, decision: &mut Decision) -> Result<(), NoEndpoint> {
         decision.choose_primary(0)?;
         send_to_primary_port(context, decision, self.primary_port);

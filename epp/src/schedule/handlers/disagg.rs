@@ -273,6 +273,10 @@ impl ProfileHandler for DisaggProfileHandler {
         }
     }
 
+    fn sends_to_primary_port(&self) -> bool {
+        self.primary_port.is_some()
+    }
+
     fn conclude(&self, context: &Context<'_>, decision: &mut Decision) -> Result<(), NoEndpoint> {
         decision.choose_primary(self.decode)?;
         let run_endpoints = |profile: Option<usize>| -> Vec<usize> {
@@ -282,6 +286,7 @@ impl ProfileHandler for DisaggProfileHandler {
         let prefill = run_endpoints(self.prefill);
         let encode = run_endpoints(self.encode.as_ref().map(|(profile, _)| *profile));
         decision.stages.prefill = !prefill.is_empty();
+        decision.prefill = prefill.first().copied();
         decision.stages.encode = !encode.is_empty();
         if let Some(first) = prefill.first() {
             let address = context.member(*first).spec.address.to_string();

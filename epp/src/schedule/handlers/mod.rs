@@ -27,6 +27,10 @@ pub trait ProfileHandler: Send + Sync + Debug {
     fn next(&self, context: &Context<'_>, decision: &Decision) -> Option<usize>;
     /// Chooses the run that decides and completes the decision.
     fn conclude(&self, context: &Context<'_>, decision: &mut Decision) -> Result<(), NoEndpoint>;
+    /// Whether requests go to a port that stands for all ranks of a pod.
+    fn sends_to_primary_port(&self) -> bool {
+        false
+    }
 }
 
 /// Finds a decider by the name of its plugin.
