@@ -109,6 +109,11 @@ impl Decider for Pipeline {
         intake::begin(Arc::clone(&self.shared), pool, intake, seed).await
     }
 
+    fn may_wait(&self) -> bool {
+        let mut pools = self.pools.all().iter();
+        pools.any(|pool| pool.policy.load().flow.is_some())
+    }
+
     fn refused(&self, refusal: &Refusal) {
         let series = self.shared.metrics.request(&RequestLabels::of_model(""));
         series.total.increment(1);

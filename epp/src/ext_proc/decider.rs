@@ -8,6 +8,7 @@ use std::future::Future;
 use super::machine::{Destination, Intake};
 use super::outcome::{Outcome, Progress};
 use super::refusal::Refusal;
+use super::usage::TokenUsage;
 
 /// Turns what came over the stream into an exchange.
 pub trait Decider: Send + Sync + 'static {
@@ -18,6 +19,12 @@ pub trait Decider: Send + Sync + 'static {
     /// of the decision runs meanwhile. Dropping the future calls the request off.
     fn begin(&self, intake: Intake)
     -> impl Future<Output = Result<Self::Exchange, Refusal>> + Send;
+
+    /// Whether requests may wait for their turn under a bound of their own, so that the deadline of
+    /// the decision is not theirs.
+    fn may_wait(&self) -> bool {
+        false
+    }
 
     /// A request was refused before it became an exchange: it could not be read, or was too large.
     fn refused(&self, refusal: &Refusal);
@@ -38,6 +45,12 @@ pub trait Exchange: Send + 'static {
 
     /// The first byte of the response body went by. Stream mode only.
     fn first_byte(&mut self);
+
+    /// Numbers computed from the usage of a response that has ended, each with the namespace and
+    /// the key of the dynamic metadata that it becomes. Stream mode only.
+    fn attributes(&self, _usage: &TokenUsage) -> Vec<(String, String, f64)> {
+        Vec::new()
+    }
 
     /// The exchange runs without its stream and its gateway sent news of it. Must not wait.
     fn progress(&mut self, _progress: &Progress) {}

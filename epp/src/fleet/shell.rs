@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 use parking_lot::Mutex;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 
 use super::endpoint::{Adapters, Endpoint, EndpointId, EndpointSpec, Generation, Snapshot};
 use super::live::{Lease, LiveCell};
@@ -20,6 +20,8 @@ pub struct Fleet {
     members: Mutex<Members>,
     table: ArcSwap<Table>,
     membership: watch::Sender<Arc<[Arc<Endpoint>]>>,
+    /// Told of each page that was read.
+    pages: Notify,
 }
 
 #[derive(Debug)]
@@ -48,6 +50,7 @@ impl Fleet {
             members: Mutex::new(members),
             table: ArcSwap::from_pointee(table),
             membership,
+            pages: Notify::new(),
         })
     }
 
@@ -111,6 +114,16 @@ impl Fleet {
     /// The members at every moment. A receiver sees the latest list, not each one.
     pub fn membership(&self) -> watch::Receiver<Arc<[Arc<Endpoint>]>> {
         self.membership.subscribe()
+    }
+
+    /// Comes back when a page was read since the last time, whichever endpoint's.
+    pub async fn page_read(&self) {
+        self.pages.notified().await;
+    }
+
+    /// Tells that a page was read.
+    pub(super) fn note_page(&self) {
+        self.pages.notify_one();
     }
 
     /// The live cell of a present endpoint.

@@ -292,8 +292,6 @@ impl InFlight {
             model_write_back: is_rewritten
                 .then(|| WriteBack::new(&self.target_model, &self.model))
                 .flatten(),
-            usage_metadata: (!self.policy.attributes.is_empty())
-                .then(|| Arc::clone(&self.policy.attributes).into_metadata()),
             ..Destination::default()
         }
     }

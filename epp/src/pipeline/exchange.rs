@@ -9,6 +9,7 @@ use super::policy::Policy;
 use super::pool::Pool;
 use super::prefix::Expectation;
 use super::{Shared, settle};
+use crate::ext_proc::usage::TokenUsage;
 use crate::ext_proc::{
     Destination, DroppedReason, Exchange, Outcome, Progress, Refusal, RefusalCode, RequestHead,
 };
@@ -116,10 +117,6 @@ impl Exchange for InFlight {
         outcome
     }
 
-    fn may_wait(&self) -> bool {
-        self.policy.flow.is_some()
-    }
-
     async fn interrupted(&mut self) -> Refusal {
         match &mut self.permit {
             Some(permit) => refusal(&permit.evicted().await),
@@ -132,6 +129,13 @@ impl Exchange for InFlight {
         self.first_byte_us = Some(now_us);
         let seconds = now_us.saturating_sub(self.begun_us) as f64 / 1e6;
         settle::first_token(self, seconds);
+    }
+
+    fn attributes(&self, usage: &TokenUsage) -> Vec<(String, String, f64)> {
+        if self.policy.attributes.is_empty() {
+            return Vec::new();
+        }
+        self.policy.attributes.evaluate(usage)
     }
 
     fn progress(&mut self, progress: &Progress) {

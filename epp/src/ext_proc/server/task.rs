@@ -6,7 +6,6 @@ use std::time::Duration;
 
 use envoy_types::pb::envoy::service::ext_proc::v3::{ProcessingRequest, ProcessingResponse};
 use futures_util::{Stream, StreamExt};
-use metrics::Gauge;
 use tokio::sync::mpsc;
 use tonic::{Code, Status};
 
@@ -108,7 +107,10 @@ where
         let mut actions = std::mem::take(&mut self.actions);
         for action in actions.drain(..) {
             match action {
-                Action::Answer(answer) => self.send(wire::write(answer)).await,
+                Action::Answer(answer) => {
+                    let message = self.written(answer);
+                    self.send(message).await;
+                }
                 Action::Decide => asked = Asked::ToDecide,
                 Action::CancelDecision => {}
                 Action::FirstByte => {
@@ -124,6 +126,19 @@ where
         // The buffer serves every chunk of the response.
         self.actions = actions;
         asked
+    }
+
+    /// The message for an answer, with the numbers that the exchange computes from usage.
+    fn written(&self, answer: Answer) -> ProcessingResponse {
+        let usage = match &answer {
+            Answer::ResponseBody(_, usage) | Answer::ResponseTrailers(usage) => *usage,
+            _ => None,
+        };
+        let mut message = wire::write(answer);
+        if let (Some(usage), Some(exchange)) = (usage, &self.exchange) {
+            wire::add_numbers(&mut message, exchange.attributes(&usage));
+        }
+        message
     }
 
     fn finish(&mut self, outcome: &Outcome) {
@@ -183,7 +198,7 @@ where
                     }
                     Err(refusal) => return Some(Event::Refused(refusal)),
                 },
-                () = &mut deadline => return Some(Event::DecisionTimedOut),
+                () = &mut deadline, if !waits => return Some(Event::DecisionTimedOut),
                 event = message => event,
             };
             let now_us = self.parts.clock.now_us();
@@ -233,13 +248,13 @@ struct Counted(Gauge);
 
 impl Counted {
     fn new(gauge: Gauge) -> Self {
-        gauge.increment(1.0);
+        gauge.increment();
         Self(gauge)
     }
 }
 
 impl Drop for Counted {
     fn drop(&mut self) {
-        self.0.decrement(1.0);
+        self.0.decrement();
     }
 }

@@ -226,3 +226,17 @@ fn immediate(refusal: Refusal) -> ImmediateResponse {
         details: format!("epp_refused_{}", refusal.code.name()),
     }
 }
+
+/// Adds numbers to a message's metadata, each with its namespace and key.
+pub fn add_numbers(message: &mut ProcessingResponse, numbers: Vec<(String, String, f64)>) {
+    for (namespace, key, number) in numbers {
+        let metadata = message.dynamic_metadata.get_or_insert_default();
+        let namespace = metadata
+            .fields
+            .entry(namespace)
+            .or_insert_with(|| kind(Kind::StructValue(Struct::default())));
+        if let Some(Kind::StructValue(fields)) = &mut namespace.kind {
+            fields.fields.insert(key, kind(Kind::NumberValue(number)));
+        }
+    }
+}

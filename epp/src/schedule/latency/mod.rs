@@ -11,7 +11,8 @@ pub mod model;
 pub mod predictions;
 pub mod producer;
 
-pub use model::LatencyModel;
+pub use model::{LatencyModel, LatencyOptions};
+pub use producer::{PLUGIN_TYPE, TYPE_NAME};
 pub use predictions::{Features, Prediction, Predictions, Targets};
 
 use super::plugin::Context;
