@@ -23,6 +23,7 @@ use tonic::{Request, Response, Status, Streaming};
 use super::decider::{Decider, Exchange};
 use super::machine::{Action, Event, Machine};
 use super::wire;
+use crate::observe::Gauge;
 
 /// Answers that wait for Envoy to read them; the stream's task waits when there are so many.
 const OUTBOUND_MESSAGES: usize = 16;
