@@ -311,7 +311,6 @@ async fn counts_the_tokens_of_a_streamed_response() {
     for (name, value) in [
         ("llm_d_epp_request_input_tokens_sum", "7"),
         ("llm_d_epp_request_output_tokens_sum", "10"),
-        ("llm_d_epp_request_ttft_seconds_count", "1"),
         ("llm_d_epp_request_duration_seconds_count", "1"),
         ("llm_d_epp_request_running", "0"),
     ] {
@@ -319,6 +318,11 @@ async fn counts_the_tokens_of_a_streamed_response() {
             .until_metric(&format!("{name}{{{LABELS}}} {value}"))
             .await;
     }
+    picker
+        .until_metric(&format!(
+            "llm_d_epp_request_ttft_seconds_count{{{LABELS},streaming=\"false\"}} 1"
+        ))
+        .await;
     picker
         .until_metric("pointsman_served_elsewhere_total 0")
         .await;

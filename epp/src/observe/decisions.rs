@@ -179,17 +179,15 @@ impl DecisionLog {
     /// The newest first: at most `limit`, and only of this model where one is named.
     pub fn latest(&self, limit: usize, model: Option<&str>) -> Vec<Numbered> {
         let ring = self.ring.lock();
-        let numbered = ring.records.iter().zip(ring.gone + 1..);
-        let wanted = numbered.rev().filter(|(record, _)| {
+        let newest_first = ring.records.iter().enumerate().rev();
+        let wanted = newest_first.filter(|(_, record)| {
             model.is_none_or(|model| record.model == model || record.target_model == model)
         });
-        wanted
-            .take(limit)
-            .map(|(record, id)| Numbered {
-                id,
-                record: Arc::clone(record),
-            })
-            .collect()
+        let numbered = wanted.take(limit).map(|(place, record)| Numbered {
+            id: ring.gone + 1 + place as u64,
+            record: Arc::clone(record),
+        });
+        numbered.collect()
     }
 }
 

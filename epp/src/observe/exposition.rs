@@ -32,6 +32,7 @@ impl Labels {
     }
 
     /// These labels and one more behind them.
+    #[must_use]
     pub fn with(&self, name: &str, value: &str) -> Self {
         let mut text = self.text.to_string();
         push_label(&mut text, name, value);
@@ -90,6 +91,10 @@ impl Page {
     }
 
     /// Writes a family and its earlier names. A family may be written once a page.
+    #[expect(
+        clippy::needless_pass_by_value,
+        reason = "callers build the iterator in place"
+    )]
     pub fn write<'a>(
         &mut self,
         family: &Family,

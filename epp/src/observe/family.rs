@@ -93,6 +93,7 @@ impl Family {
     }
 
     /// The same family under earlier names, too.
+    #[must_use]
     pub const fn also(self, legacy: &'static [Legacy]) -> Self {
         Self { legacy, ..self }
     }

@@ -232,7 +232,7 @@ fn programs(view: Option<&ProgramsView>, page: &mut Page) {
     numbers(page, &PROGRAM_TOKENS, &tokens);
 }
 
-fn numbers(page: &mut Page, family: &Family, rows: &Rows) {
+fn numbers(page: &mut Page, family: &Family, rows: &[(Labels, f64)]) {
     let series = rows
         .iter()
         .map(|(labels, value)| (labels, Sample::Number(*value)));

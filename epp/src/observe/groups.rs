@@ -148,7 +148,11 @@ impl<C> Group<C> {
             return series;
         }
         let mut listed = self.listed.write();
-        let values = if is_full(&listed) { &others } else { values };
+        let values = if is_full(&listed) {
+            others.as_slice()
+        } else {
+            values
+        };
         // Another thread may have made it while this one waited.
         if let Some(series) = self.find(values) {
             return series;

@@ -11,9 +11,7 @@ use std::sync::Arc;
 
 use axum::Router;
 use axum::extract::{Query, State};
-use axum::http::header::{
-    ACCEPT, CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, X_CONTENT_TYPE_OPTIONS,
-};
+use axum::http::header::{ACCEPT, CONTENT_TYPE};
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{Html, IntoResponse, Response};
 use axum::routing::get;
@@ -73,7 +71,7 @@ fn router(pages: Pages) -> Router {
 
 async fn front(State(pages): State<Pages>) -> Response {
     let html = written(move || html::page(&(pages.status)())).await;
-    let policy = (CONTENT_SECURITY_POLICY, POLICY);
+    let policy = ("content-security-policy", POLICY);
     html.map(|html| ([policy, NO_STORE, NO_SNIFF], Html(html)))
         .into_response()
 }
@@ -122,11 +120,11 @@ async fn plugins(State(pages): State<Pages>) -> Response {
     as_json(written(move || (pages.plugins)().to_string()).await)
 }
 
-const NO_STORE: (axum::http::HeaderName, &str) = (CACHE_CONTROL, "no-store");
-const NO_SNIFF: (axum::http::HeaderName, &str) = (X_CONTENT_TYPE_OPTIONS, "nosniff");
+const NO_STORE: (&str, &str) = ("cache-control", "no-store");
+const NO_SNIFF: (&str, &str) = ("x-content-type-options", "nosniff");
 
 fn as_json(text: Result<String, StatusCode>) -> Response {
-    let kind = (CONTENT_TYPE, "application/json");
+    let kind = ("content-type", "application/json");
     text.map(|text| ([kind, NO_STORE, NO_SNIFF], text))
         .into_response()
 }

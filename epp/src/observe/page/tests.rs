@@ -64,7 +64,7 @@ async fn each_path_serves_its_page() {
     assert_eq!(text, "ok");
     let (text, headers) = served.get("/", "text/html").await;
     assert!(text.starts_with("<!DOCTYPE html>"));
-    assert_eq!(headers.get(CONTENT_SECURITY_POLICY).unwrap(), POLICY);
+    assert_eq!(headers.get("content-security-policy").unwrap(), POLICY);
     let (text, _) = served.get("/debug/plugins/state", "*/*").await;
     assert_eq!(text, r#"[{"name":"queue-scorer"}]"#);
 }

@@ -1,5 +1,6 @@
 //! Tests of traces, against a collector of their own that speaks gRPC.
 
+use std::fmt::Write as _;
 use std::sync::Arc;
 use std::time::UNIX_EPOCH;
 
@@ -183,7 +184,10 @@ fn at(seconds: u64) -> SystemTime {
 }
 
 fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+    bytes.iter().fold(String::new(), |mut text, byte| {
+        write!(text, "{byte:02x}").unwrap();
+        text
+    })
 }
 
 fn value(attributes: &[Attribute], key: &str) -> Option<Kind> {
