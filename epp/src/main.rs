@@ -2,6 +2,7 @@
 
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::Context;
 use clap::error::ErrorKind;
@@ -9,48 +10,48 @@ use clap::{CommandFactory, Parser};
 use pointsman_epp::clock::{self, Clock};
 use pointsman_epp::config::epc::Catalogue;
 use pointsman_epp::config::{
-    EndpointSource, Flags, LogFormat, LogLevel, PoolSettings, Settings, TlsMode, commands,
+    EndpointSource, Flags, LogFormat, LogLevel, ResponseWatch, Settings, TlsMode, commands,
 };
 use pointsman_epp::ext_proc::health::Health;
 use pointsman_epp::ext_proc::listen::{self, PortLimits};
-use pointsman_epp::ext_proc::{Processor, StreamLimits, tls};
-use pointsman_epp::fleet::discovery::file::FileWatch;
-use pointsman_epp::fleet::discovery::static_list::parse_endpoint;
-use pointsman_epp::fleet::kv_events::KvEvents;
-use pointsman_epp::fleet::members::check_unique;
-use pointsman_epp::fleet::pace::Intervals;
-use pointsman_epp::fleet::scrape::Scraper;
-use pointsman_epp::fleet::{EndpointSpec, Fleet, NowMs, Snapshot};
-use pointsman_epp::flow::UtilizationDetector;
-use pointsman_epp::index::approximate::{ApproximateIndex, PickLimits};
-use pointsman_epp::index::{IndexLimits, PrefixIndex};
-use pointsman_epp::observe::{Metrics, logging, page, pool as pool_metrics};
-use pointsman_epp::pipeline::page as rooms;
-use pointsman_epp::pipeline::{EventIndexes, Options, Parts, Pipeline};
-use pointsman_epp::schedule::{self, Profile};
-use pointsman_epp::tokens::{TokenLimits, Tokens};
-use pointsman_proto::prompt::PromptEncoder;
+use pointsman_epp::ext_proc::server::Parts;
+use pointsman_epp::ext_proc::{LeaseLimits, Leases, Processor, StreamLimits, Watch, tls};
+use pointsman_epp::observe::decisions::DecisionLog;
+use pointsman_epp::observe::page::{self, Pages};
+use pointsman_epp::observe::spans::{Spans, TraceSettings};
+use pointsman_epp::observe::{Metrics, logging};
+use pointsman_epp::pipeline::assembly::{self, Counts, Process, Task, discovery};
+use pointsman_epp::pipeline::catalogue::catalogue;
+use pointsman_epp::pipeline::status::Status;
+use pointsman_epp::pipeline::{InFlight, Options, Pipeline, Pools, Shared};
+use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
+/// Bytes of request bodies held at a time, over all requests.
+const HELD_BYTES_MAX: usize = 2 << 30;
+/// Exchanges that run without their stream at a time.
+const LEASES_MAX: usize = 200_000;
+/// How long the last spans may take on their way out.
+const SPANS_SHUTDOWN: Duration = Duration::from_secs(2);
+
 fn main() -> ExitCode {
     let flags = Flags::parse();
     if let Some(command) = &flags.command {
-        let catalogue = Catalogue::new(schedule::registry::plugin_types());
-        return match commands::run(command, &catalogue, &mut std::io::stdout().lock()) {
+        return match commands::run(command, &catalogue(), &mut std::io::stdout().lock()) {
             Ok(status) => ExitCode::from(status),
             Err(_) => ExitCode::FAILURE,
         };
     }
-    let (settings, endpoints) = match checked(flags) {
-        Ok(checked) => checked,
+    let settings = match checked(flags) {
+        Ok(settings) => settings,
         Err(error) => Flags::command()
             .error(ErrorKind::ValueValidation, format!("{error:#}"))
             .exit(),
     };
-    match run(settings, endpoints) {
+    match run(&settings) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             error!("{error:#}");
@@ -59,100 +60,133 @@ fn main() -> ExitCode {
     }
 }
 
-/// The settings, and the endpoints that the command line names; none where a file lists them.
-fn checked(flags: Flags) -> anyhow::Result<(Settings, Vec<EndpointSpec>)> {
+/// The settings, with the endpoints that the command line names read once, so that a wrong one is an
+/// error of the command line.
+fn checked(flags: Flags) -> anyhow::Result<Settings> {
     let settings = Settings::try_from(flags)?;
-    let EndpointSource::Static(texts) = &pool(&settings)?.endpoints else {
-        return Ok((settings, Vec::new()));
-    };
-    let endpoints: Vec<EndpointSpec> = texts
-        .iter()
-        .map(|text| parse_endpoint(text).with_context(|| format!("--endpoint {text}")))
-        .collect::<Result<_, _>>()?;
-    check_unique(&endpoints).context("--endpoint")?;
-    Ok((settings, endpoints))
+    for pool in &settings.pools {
+        if let EndpointSource::Static(texts) = &pool.endpoints {
+            discovery::named(texts)?;
+        }
+    }
+    Ok(settings)
 }
 
-/// The pool that is served.
-fn pool(settings: &Settings) -> anyhow::Result<&PoolSettings> {
-    settings.pools.first().context("there is no pool")
-}
-
-fn run(settings: Settings, endpoints: Vec<EndpointSpec>) -> anyhow::Result<()> {
-    start_logging(&settings)?;
+fn run(settings: &Settings) -> anyhow::Result<()> {
+    start_logging(settings)?;
     tls::install_provider();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()?;
-    let outcome = runtime.block_on(serve(settings, endpoints));
+    let outcome = runtime.block_on(serve(settings));
     // Streams that outlived the drain are cut here.
     runtime.shutdown_background();
     outcome
 }
 
-async fn serve(settings: Settings, endpoints: Vec<EndpointSpec>) -> anyhow::Result<()> {
+async fn serve(settings: &Settings) -> anyhow::Result<()> {
     let health = Health::new().await;
-    let mut tasks = JoinSet::new();
     let clock = Clock::monotonic();
-    let fleet = Fleet::new();
-    let index = Arc::new(PrefixIndex::new(IndexLimits::default()));
-    let approximate = Arc::new(ApproximateIndex::new(PickLimits::default()));
     let metrics = Arc::new(Metrics::new());
-    let pool = pool(&settings)?;
-    let tokens = load_tokenizers(pool)?;
-    let now: NowMs = Arc::new({
-        let clock = clock.clone();
-        move || clock.now_ms()
-    });
-
-    let base = settings.refresh_metrics_interval;
-    let scraper = Scraper::new(
-        Arc::clone(&fleet),
-        Intervals {
-            base,
-            ..Intervals::default()
-        },
-        Arc::clone(&now),
-    )?;
-    let kv_events = KvEvents::new(
-        Arc::clone(&fleet),
-        Arc::new(EventIndexes {
-            precise: Arc::clone(&index),
-            approximate: Arc::clone(&approximate),
-        }),
-        "",
-        now,
-    )?;
-    let pipeline = Pipeline::new(Parts {
-        fleet: Arc::clone(&fleet),
-        index: Arc::clone(&index),
-        approximate: Arc::clone(&approximate),
-        tokens,
-        profile: Profile::field_default().with_fallback_endpoints(settings.fallback_endpoints),
-        detector: detector(&settings),
+    let catalogue: Arc<Catalogue> = Arc::new(catalogue());
+    let counts = Counts::default();
+    let process = Process {
+        settings,
+        catalogue: &catalogue,
+        metrics: &metrics,
+        clock: &clock,
+        counts: &counts,
+    };
+    let mut tasks = JoinSet::new();
+    let (mut pools, mut reads, mut first_pages) = (Vec::new(), Vec::new(), Vec::new());
+    for wanted in &settings.pools {
+        let built = assembly::assemble(&process, wanted)?;
+        built
+            .tasks
+            .into_iter()
+            .for_each(|task: Task| drop(tasks.spawn(task)));
+        pools.push((built.pool, wanted.authorities.clone(), wanted.is_default));
+        reads.push(built.reads);
+        first_pages.push(built.first_pages);
+    }
+    let shared = Shared {
         metrics,
-        clock,
+        decisions: Arc::new(DecisionLog::new(settings.decision_log_size)),
+        spans: spans(settings)?,
+        clock: clock.clone(),
         options: Options {
             use_subset_hint: settings.use_subset_hint,
             emit_scores: settings.emit_scores,
+            debug_header: settings.debug_header.clone(),
             seed: clock::unix_nanos(),
         },
+    };
+    let pipeline = Pipeline::new(shared, Pools::new(pools));
+    let limits = LeaseLimits {
+        length_ms: settings.access_log_lease.as_millis() as u64,
+        entries: LEASES_MAX,
+    };
+    let leases: Arc<Leases<InFlight>> = Leases::new(clock::unix_nanos(), limits, clock.clone());
+    tasks.spawn(Arc::clone(&leases).keep_expiring());
+    let status = Status {
+        pipeline: pipeline.clone(),
+        leases: Arc::clone(&leases),
+        counts,
+        reads,
+        started_ms: clock.now_ms(),
+    };
+    let ready = health.clone();
+    tasks.spawn(async move {
+        for mut pages in first_pages {
+            // A sender that is gone says nothing more; there is nothing to wait for.
+            let _ = pages.wait_for(|read| *read).await;
+        }
+        ready.set_ready(true).await;
     });
-    let appendix = appendix(pool.name.clone(), &pipeline, &scraper, &kv_events);
-    tasks.spawn(scraper.run());
-    tasks.spawn(kv_events.run());
-    tasks.spawn(approximate.follow(Arc::clone(&fleet)));
-    tasks.spawn(Arc::clone(&index).keep_reclaiming());
-    discover(&pool.endpoints, endpoints, &fleet, &mut tasks)?;
-    health.set_ready(true).await;
-    serve_ports(&settings, pipeline, appendix, &health).await
+    let served = serve_ports(
+        settings,
+        &pipeline,
+        leases,
+        pages(status, &pipeline),
+        &health,
+    )
+    .await;
+    if let Some(spans) = &pipeline.shared().spans {
+        spans.shutdown(SPANS_SHUTDOWN);
+    }
+    served
+}
+
+/// Where spans go, if they go anywhere.
+fn spans(settings: &Settings) -> anyhow::Result<Option<Spans>> {
+    if !settings.tracing {
+        return Ok(None);
+    }
+    let Some(settings) = TraceSettings::read(|name| std::env::var(name).ok())? else {
+        return Ok(None);
+    };
+    info!(collector = settings.endpoint, "spans are exported");
+    let spans = Spans::start(&settings).context("cannot export spans")?;
+    Ok(Some(spans))
+}
+
+fn pages(status: Status, pipeline: &Pipeline) -> Pages {
+    let status = Arc::new(status);
+    let (metrics, plugins) = (Arc::clone(&status), Arc::clone(&status));
+    Pages {
+        metrics: Arc::new(move |page| metrics.write_metrics(page)),
+        plugins: Arc::new(move || plugins.plugins()),
+        status: Arc::new(move || status.view()),
+        decisions: Arc::clone(&pipeline.shared().decisions),
+    }
 }
 
 /// Opens the ports and serves until a signal; then drains.
 async fn serve_ports(
     settings: &Settings,
-    pipeline: Pipeline,
-    appendix: page::Appendix,
+    pipeline: &Pipeline,
+    leases: Arc<Leases<InFlight>>,
+    pages: Pages,
     health: &Health,
 ) -> anyhow::Result<()> {
     let (ext_proc, ext_proc_address) = bind("ext_proc", settings.ext_proc_address).await?;
@@ -160,33 +194,7 @@ async fn serve_ports(
     let (metrics_listener, metrics_address) = bind("metrics", settings.metrics_address).await?;
     let drain = CancellationToken::new();
     let stop = CancellationToken::new();
-    let metrics = Arc::clone(&pipeline.parts().metrics);
-    let processor = Processor::new(
-        Arc::new(pipeline),
-        StreamLimits {
-            max_request_body_bytes: settings.max_request_body_bytes,
-            decision_timeout: settings.decision_timeout,
-        },
-        metrics.process.streams_in_flight.clone(),
-    );
-    let certificate = match &settings.tls {
-        TlsMode::ClearText => None,
-        TlsMode::SelfSigned => Some(tls::server_tls(None, &settings.tls_options)?),
-        TlsMode::Certificate(folder) => Some(tls::server_tls(Some(folder), &settings.tls_options)?),
-    };
-    let (certificate, reload) = match certificate {
-        Some(tls) => (Some(tls.config), tls.reload),
-        None => (None, None),
-    };
-    let mut followers = JoinSet::new();
-    if let Some(reload) = reload {
-        followers.spawn(reload.run());
-    }
-    let limits = PortLimits {
-        concurrent_streams: settings.max_concurrent_streams,
-        receive_message_bytes: settings.receive_message_bytes,
-        send_message_bytes: settings.send_message_bytes,
-    };
+    let certificate = certificate(settings)?;
     info!(service = "ext_proc", address = %ext_proc_address, tls = certificate.is_some(), "listening");
     info!(service = "health", address = %health_address, "listening");
     info!(service = "metrics", address = %metrics_address, "listening");
@@ -201,7 +209,7 @@ async fn serve_ports(
             },
             async {
                 let stopped = stop.clone().cancelled_owned();
-                page::serve(metrics_listener, metrics, appendix, stopped)
+                page::serve(metrics_listener, pages, stopped)
                     .await
                     .context("the metrics port failed")
             },
@@ -209,8 +217,15 @@ async fn serve_ports(
     };
     let main_port = async {
         let drained = drain.clone().cancelled_owned();
-        let served =
-            listen::serve_ext_proc(ext_proc, certificate, limits, processor, health, drained).await;
+        let served = listen::serve_ext_proc(
+            ext_proc,
+            certificate,
+            port_limits(settings),
+            processor(settings, pipeline, leases),
+            health,
+            drained,
+        )
+        .await;
         stop.cancel();
         served.context("the ext_proc port failed")
     };
@@ -221,6 +236,9 @@ async fn serve_ports(
     }
     health.set_ready(false).await;
     drain.cancel();
+    for pool in pipeline.pools().all() {
+        pool.gate.shut_down();
+    }
     if let Ok(ended) = tokio::time::timeout(settings.drain_timeout, &mut ports).await {
         info!("drained");
         return ended;
@@ -229,78 +247,65 @@ async fn serve_ports(
     Ok(())
 }
 
+fn processor(
+    settings: &Settings,
+    pipeline: &Pipeline,
+    leases: Arc<Leases<InFlight>>,
+) -> Processor<Pipeline> {
+    let metrics = Arc::clone(&pipeline.shared().metrics);
+    let streams_in_flight = metrics.process.streams_in_flight.clone();
+    let stream_ended = move |code: tonic::Code, lasted: Duration| {
+        metrics.stream_ended(&format!("{code:?}"), lasted.as_secs_f64());
+    };
+    Processor::new(Parts {
+        decider: Arc::new(pipeline.clone()),
+        limits: StreamLimits {
+            max_request_body_bytes: settings.max_request_body_bytes,
+            max_held_bytes: HELD_BYTES_MAX,
+            decision_timeout: settings.decision_timeout,
+        },
+        watch: match settings.response_watch {
+            ResponseWatch::Auto => Watch::Auto,
+            ResponseWatch::AccessLog => Watch::AccessLog,
+            ResponseWatch::Stream => Watch::Stream,
+        },
+        leases,
+        clock: pipeline.shared().clock.clone(),
+        streams_in_flight,
+        stream_ended: settings
+            .grpc_stream_metrics
+            .then(|| Arc::new(stream_ended) as _),
+    })
+}
+
+fn port_limits(settings: &Settings) -> PortLimits {
+    PortLimits {
+        concurrent_streams: settings.max_concurrent_streams,
+        receive_message_bytes: settings.receive_message_bytes,
+        send_message_bytes: settings.send_message_bytes,
+    }
+}
+
+fn certificate(settings: &Settings) -> anyhow::Result<Option<Arc<rustls::ServerConfig>>> {
+    let folder = match &settings.tls {
+        TlsMode::ClearText => return Ok(None),
+        TlsMode::SelfSigned => None,
+        TlsMode::Certificate(folder) => Some(folder.as_path()),
+    };
+    let made = tls::server_tls(folder, &settings.tls_options)?;
+    if let Some(reload) = made.reload {
+        tokio::spawn(reload.run());
+    }
+    Ok(Some(made.config))
+}
+
 async fn bind(
     service: &str,
     address: std::net::SocketAddr,
-) -> anyhow::Result<(tokio::net::TcpListener, std::net::SocketAddr)> {
+) -> anyhow::Result<(TcpListener, std::net::SocketAddr)> {
     listen::bind(address)
         .await
         .with_context(|| format!("cannot open {address} for {service}"))
-}
-
-fn discover(
-    source: &EndpointSource,
-    named: Vec<EndpointSpec>,
-    fleet: &Arc<Fleet>,
-    tasks: &mut JoinSet<()>,
-) -> anyhow::Result<()> {
-    match source {
-        EndpointSource::Static(_) => {
-            let endpoints = named.len();
-            fleet.apply(named)?;
-            info!(endpoints, "endpoints named on the command line");
-        }
-        EndpointSource::File(path) => {
-            tasks.spawn(FileWatch::start(path.clone(), Arc::clone(fleet))?.run());
-        }
-    }
-    Ok(())
-}
-
-fn load_tokenizers(pool: &PoolSettings) -> anyhow::Result<Tokens> {
-    let mut encoders = Vec::new();
-    for tokenizer in &pool.tokenizers {
-        let folder = tokenizer.folder.display();
-        let encoder = PromptEncoder::load(&tokenizer.folder)
-            .with_context(|| format!("cannot load the tokenizer in {folder}"))?;
-        let model = tokenizer.model.clone().unwrap_or_default();
-        info!(%folder, model, vocabulary = encoder.vocab_size(), cuts = %encoder.cuts(), "tokenizer loaded");
-        encoders.push((model, Arc::new(encoder)));
-    }
-    Ok(Tokens::new(encoders, TokenLimits::default()))
-}
-
-fn detector(settings: &Settings) -> UtilizationDetector {
-    let staleness_ms = settings.metrics_staleness_threshold.as_millis() as u64;
-    UtilizationDetector {
-        staleness_ms,
-        idle_staleness_ms: staleness_ms,
-        ..UtilizationDetector::default()
-    }
-}
-
-/// What the metrics page reads off the rooms at the moment of a scrape.
-fn appendix(
-    pool_name: String,
-    pipeline: &Pipeline,
-    scraper: &Scraper,
-    kv_events: &KvEvents,
-) -> page::Appendix {
-    let pipeline = pipeline.clone();
-    let scrapes = scraper.counters();
-    let events = kv_events.counters();
-    Arc::new(move |text| {
-        let parts = pipeline.parts();
-        let mut snapshot = Snapshot::default();
-        parts.fleet.snapshot_into(&mut snapshot);
-        pool_metrics::render(&pool_name, &snapshot, text);
-        rooms::render_index(&parts.index.stats(), text);
-        let approximate = &parts.approximate;
-        rooms::render_approximate(&approximate.stats(), approximate.counters(), text);
-        rooms::render_kv_events(&events, text);
-        rooms::render_scrapes(&scrapes, text);
-        rooms::render_tokens(&parts.tokens.stats(), text);
-    })
 }
 
 async fn shutdown_signal() -> anyhow::Result<&'static str> {
@@ -327,7 +332,7 @@ fn start_logging(settings: &Settings) -> anyhow::Result<()> {
         );
     }
     for (flag, instead) in &settings.deprecated_flags {
-        warn!(flag, instead, "flag deprecated");
+        warn!(flag, instead, "deprecated flag");
     }
     Ok(())
 }

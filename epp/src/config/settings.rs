@@ -64,6 +64,8 @@ pub enum EndpointSource {
     /// One text for each, for discovery to read.
     Static(Vec<String>),
     File(PathBuf),
+    /// The configuration's `dataLayer.discovery` names a file.
+    Configuration,
 }
 
 /// A model folder and the model whose prompts it encodes.
@@ -216,7 +218,7 @@ fn pools(flags: Flags) -> Result<Vec<PoolSettings>, SettingsError> {
         name: DEFAULT_POOL.to_owned(),
         is_default: true,
         authorities: Vec::new(),
-        endpoints: endpoint_source(flags.endpoints, flags.endpoints_file)?,
+        endpoints: endpoint_source(flags.endpoints, flags.endpoints_file, &config)?,
         config,
         resources_file: flags.resources_file,
         tokenizers: flags.tokenizers,
@@ -233,15 +235,20 @@ fn header_name(name: &str) -> Result<String, SettingsError> {
     Ok(name.to_ascii_lowercase())
 }
 
+/// A configuration may name the endpoints; whether it does is seen when it is read.
 fn endpoint_source(
     endpoints: Vec<String>,
     file: Option<PathBuf>,
+    config: &ConfigSource,
 ) -> Result<EndpointSource, SettingsError> {
     if let Some(file) = file {
         return Ok(EndpointSource::File(file));
     }
     if endpoints.is_empty() {
-        return Err(SettingsError::NoEndpoints);
+        return match config {
+            ConfigSource::FieldDefault => Err(SettingsError::NoEndpoints),
+            ConfigSource::File(_) | ConfigSource::Text(_) => Ok(EndpointSource::Configuration),
+        };
     }
     Ok(EndpointSource::Static(endpoints))
 }

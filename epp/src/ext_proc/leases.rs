@@ -3,6 +3,7 @@
 //! The lock is held for a look-up or an insertion, never while an exchange finishes, so that the
 //! access log is read as fast as it comes. What an exchange does at its end must not wait.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
@@ -19,6 +20,11 @@ use crate::clock::Clock;
 
 /// How often the table is looked through for leases that are over.
 const EXPIRY_INTERVAL: Duration = Duration::from_millis(500);
+
+/// What counts as lately.
+const LATELY_MS: u64 = 300_000;
+/// Turns of the expiry that are remembered for it, which is one every half second of [`LATELY_MS`].
+const LATELY_ENTRIES: usize = 600;
 
 /// What became of leases and of the entries that are to release them. All count up.
 #[derive(Debug, Default)]
@@ -45,12 +51,30 @@ pub struct LeaseCounters {
     pub broken_streams: AtomicU64,
 }
 
+impl LeaseCounters {
+    /// The entries of the access log by kind.
+    pub fn kinds(&self) -> [(&'static str, u64); 7] {
+        let of = |count: &AtomicU64| count.load(Relaxed);
+        [
+            ("end", of(&self.ended)),
+            ("periodic", of(&self.renewed)),
+            ("foreign", of(&self.foreign)),
+            ("late", of(&self.late)),
+            ("untokened", of(&self.without_token)),
+            ("other", of(&self.other)),
+            ("malformed", of(&self.malformed)),
+        ]
+    }
+}
+
 /// All leases of one picker.
 #[derive(Debug)]
 pub struct Leases<X> {
     table: Mutex<LeaseTable<X, Outcome>>,
     clock: Clock,
     counters: Arc<LeaseCounters>,
+    /// When leases ran out, and how many; bounded by [`LATELY_ENTRIES`].
+    lately: Mutex<VecDeque<(u64, u64)>>,
     emptied: Notify,
 }
 
@@ -61,6 +85,7 @@ impl<X: Exchange> Leases<X> {
             table: Mutex::new(LeaseTable::new(boot, limits)),
             clock,
             counters: Arc::default(),
+            lately: Mutex::default(),
             emptied: Notify::new(),
         })
     }
@@ -103,6 +128,14 @@ impl<X: Exchange> Leases<X> {
         }
     }
 
+    /// Leases that ran out within the last five minutes.
+    pub fn expired_lately(&self) -> u64 {
+        let from_ms = self.clock.now_ms().saturating_sub(LATELY_MS);
+        let lately = self.lately.lock();
+        let counted = lately.iter().filter(|(at_ms, _)| *at_ms >= from_ms);
+        counted.map(|(_, count)| count).sum()
+    }
+
     /// Ends every exchange whose lease is over.
     pub fn expire_now(&self) {
         let mut expired = Vec::new();
@@ -110,6 +143,13 @@ impl<X: Exchange> Leases<X> {
         self.counters
             .expired
             .fetch_add(expired.len() as u64, Relaxed);
+        if !expired.is_empty() {
+            let mut lately = self.lately.lock();
+            if lately.len() == LATELY_ENTRIES {
+                lately.pop_front();
+            }
+            lately.push_back((self.clock.now_ms(), expired.len() as u64));
+        }
         lose(expired);
         self.tell_if_empty();
     }

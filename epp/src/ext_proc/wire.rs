@@ -21,7 +21,7 @@ use pointsman_proto::headers;
 
 use super::head::RequestHead;
 use super::machine::{BodyMode, Context, Event, Modes};
-pub use write::write;
+pub use write::{add_numbers, write};
 
 /// One message from Envoy, taken apart.
 #[derive(Debug)]

@@ -146,6 +146,13 @@ impl Scraper {
         self.first_pages.subscribe()
     }
 
+    /// Counts where others count, too.
+    #[must_use]
+    pub fn with_counters(mut self, counters: Arc<ScrapeCounters>) -> Self {
+        self.counters = counters;
+        self
+    }
+
     /// The counts, to be exported.
     pub fn counters(&self) -> Arc<ScrapeCounters> {
         Arc::clone(&self.counters)
@@ -285,6 +292,7 @@ impl Reader {
         match read_signals(&self.body, &self.series) {
             Ok(reading) => {
                 self.cell.record(&reading.scraped, (self.now)());
+                self.fleet.note_page();
                 self.counters.pages.fetch_add(1, Relaxed);
                 let seen = reading.adapters.map(|sample| sample.fingerprint());
                 if seen != self.adapters_seen {

@@ -4,7 +4,8 @@
 //! cells. A snapshot is therefore always of one membership, never of two halves. Changing the
 //! membership builds the next table beside it.
 
-use std::sync::Arc;
+use std::net::SocketAddr;
+use std::sync::{Arc, OnceLock};
 
 use arc_swap::ArcSwap;
 use parking_lot::Mutex;
@@ -22,6 +23,9 @@ pub struct Fleet {
     membership: watch::Sender<Arc<[Arc<Endpoint>]>>,
     /// Told of each page that was read.
     pages: Notify,
+    /// Where the first rank of an endpoint publishes and replays its events, unless discovery says
+    /// otherwise.
+    kv_ports: OnceLock<(Option<u16>, Option<u16>)>,
 }
 
 #[derive(Debug)]
@@ -51,11 +55,13 @@ impl Fleet {
             table: ArcSwap::from_pointee(table),
             membership,
             pages: Notify::new(),
+            kv_ports: OnceLock::new(),
         })
     }
 
     /// Makes the fleet hold exactly `desired`. A refused list changes nothing.
-    pub fn apply(&self, desired: Vec<EndpointSpec>) -> Result<Change, MembershipError> {
+    pub fn apply(&self, mut desired: Vec<EndpointSpec>) -> Result<Change, MembershipError> {
+        self.fill_in_kv_addresses(&mut desired);
         let mut members = self.members.lock();
         let change = members.apply(desired)?;
         if change.is_empty() {
@@ -66,6 +72,33 @@ impl Fleet {
         self.table.store(Arc::new(next));
         self.membership.send_replace(Arc::clone(members.list()));
         Ok(change)
+    }
+
+    /// Sets the ports on which endpoints publish and replay their events, for those of which
+    /// discovery does not say. Each rank of a pod has the next port. To be called once, before the
+    /// first endpoints are applied.
+    pub fn set_kv_ports(&self, events: Option<u16>, replay: Option<u16>) {
+        let _ = self.kv_ports.set((events, replay));
+    }
+
+    fn fill_in_kv_addresses(&self, desired: &mut [EndpointSpec]) {
+        let Some((Some(events), replay)) = self.kv_ports.get() else {
+            return;
+        };
+        for spec in desired.iter_mut().filter(|spec| spec.kv_events.is_none()) {
+            let rank = u16::try_from(spec.rank).unwrap_or(u16::MAX);
+            let address = |port: u16| {
+                let port = port.checked_add(rank)?;
+                Some(format!(
+                    "tcp://{}",
+                    SocketAddr::new(spec.address.ip(), port)
+                ))
+            };
+            spec.kv_events = address(*events);
+            if spec.kv_replay.is_none() {
+                spec.kv_replay = replay.and_then(address);
+            }
+        }
     }
 
     /// Fills `out` with the fleet as it is, reusing its buffers.

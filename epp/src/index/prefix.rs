@@ -93,6 +93,21 @@ pub struct IndexStats {
     pub stale_events: u64,
 }
 
+impl std::ops::AddAssign for IndexStats {
+    fn add_assign(&mut self, other: Self) {
+        self.blocks += other.blocks;
+        self.runs += other.runs;
+        self.bytes += other.bytes;
+        self.orphans += other.orphans;
+        self.stored += other.stored;
+        self.removed += other.removed;
+        self.orphans_dropped += other.orphans_dropped;
+        self.refused_blocks += other.refused_blocks;
+        self.refused_events += other.refused_events;
+        self.stale_events += other.stale_events;
+    }
+}
+
 /// Buffers of a lookup, to be reused.
 #[derive(Default, Debug)]
 pub struct IndexScratch {

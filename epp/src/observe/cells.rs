@@ -14,6 +14,11 @@ impl Counter {
         self.0.fetch_add(by, Relaxed);
     }
 
+    /// Takes over a count that is kept elsewhere.
+    pub fn set(&self, count: u64) {
+        self.0.store(count, Relaxed);
+    }
+
     pub fn get(&self) -> u64 {
         self.0.load(Relaxed)
     }

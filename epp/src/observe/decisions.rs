@@ -15,6 +15,9 @@ use serde::Serialize;
 /// Records that are kept; the oldest goes when one more comes.
 pub const RECORDS_MAX: usize = 256;
 
+/// The most records that may be asked for. One with 64 candidates takes some 16 KB.
+pub const RECORDS_LIMIT: usize = 16_384;
+
 /// Candidates of one profile in a record.
 pub const CANDIDATES_MAX: usize = 64;
 
@@ -135,9 +138,16 @@ pub struct Numbered {
 }
 
 /// See the module.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct DecisionLog {
     ring: Mutex<Ring>,
+    records_max: usize,
+}
+
+impl Default for DecisionLog {
+    fn default() -> Self {
+        Self::new(RECORDS_MAX)
+    }
 }
 
 #[derive(Debug, Default)]
@@ -148,11 +158,19 @@ struct Ring {
 }
 
 impl DecisionLog {
+    /// A log of the latest `records_max` records, at most [`RECORDS_LIMIT`].
+    pub fn new(records_max: usize) -> Self {
+        Self {
+            ring: Mutex::default(),
+            records_max: records_max.clamp(1, RECORDS_LIMIT),
+        }
+    }
+
     /// Keeps a record and gives its number.
     pub fn push(&self, record: DecisionRecord) -> u64 {
         let record = Arc::new(record);
         let mut ring = self.ring.lock();
-        let oldest = if ring.records.len() >= RECORDS_MAX {
+        let oldest = if ring.records.len() >= self.records_max {
             ring.gone += 1;
             ring.records.pop_front()
         } else {

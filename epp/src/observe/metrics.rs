@@ -297,9 +297,9 @@ impl Metrics {
         self.reloads.with(&[result]).increment(1);
     }
 
-    /// Counts an access-log entry.
-    pub fn access_log_entry(&self, kind: &'static str) {
-        self.access_log.with(&[kind]).increment(1);
+    /// Takes over the count of access-log entries of a kind.
+    pub fn access_log_entries_are(&self, kind: &'static str, count: u64) {
+        self.access_log.with(&[kind]).set(count);
     }
 
     /// Counts a prompt that was looked up by its text, for want of token ids.

@@ -4,7 +4,7 @@
 //! runs, changes of the files (configuration, resources, endpoints) are taken over whole or refused
 //! whole.
 
-mod discovery;
+pub mod discovery;
 mod signals;
 mod tokenizers;
 
@@ -21,6 +21,7 @@ use super::event_indexes::EventIndexes;
 use super::flow_events::FlowMetrics;
 use super::policy::Policy;
 use super::pool::{Pool, Rules};
+use super::shares::CachedShares;
 use crate::clock::{Clock, unix_nanos};
 use crate::config::epc::{CONFIG_BYTES_MAX, Catalogue, LoadOptions};
 use crate::config::watch::{Reload, ReloadState};
@@ -35,6 +36,7 @@ use crate::observe::Metrics;
 use crate::schedule::by_member::ByMember;
 use crate::schedule::filters::role::ROLE_LABEL;
 use crate::schedule::latency::LatencyModel;
+use crate::tokens::Tokens;
 
 /// A task that runs for as long as the pool does.
 pub type Task = Pin<Box<dyn Future<Output = ()> + Send>>;
@@ -57,11 +59,16 @@ impl std::fmt::Debug for Assembled {
     }
 }
 
+/// Counts over all pools.
+#[derive(Clone, Default, Debug)]
+pub struct Counts {
+    pub scrapes: Arc<ScrapeCounters>,
+    pub kv_events: Arc<KvEventCounters>,
+}
+
 /// What is read off a pool's parts for the pages.
 #[derive(Clone, Debug)]
 pub struct Reads {
-    pub scrapes: Arc<ScrapeCounters>,
-    pub kv_events: Arc<KvEventCounters>,
     /// Of the configuration file, where there is one that is followed.
     pub config: Option<(PathBuf, Arc<ReloadState>)>,
     /// Milliseconds since 1970.
@@ -75,6 +82,7 @@ pub struct Process<'a> {
     pub catalogue: &'a Arc<Catalogue>,
     pub metrics: &'a Arc<Metrics>,
     pub clock: &'a Clock,
+    pub counts: &'a Counts,
 }
 
 /// Builds a pool. Endpoints that are known at once are applied before it returns.
@@ -86,8 +94,9 @@ fn build(process: &Process<'_>, wanted: &PoolSettings) -> anyhow::Result<Assembl
     let Process {
         settings,
         catalogue,
-        metrics,
         clock,
+        counts,
+        ..
     } = *process;
     let options = LoadOptions {
         allow_experimental: settings.allow_experimental_plugins,
@@ -110,47 +119,25 @@ fn build(process: &Process<'_>, wanted: &PoolSettings) -> anyhow::Result<Assembl
         Arc::clone(&fleet),
         signals::scrape_options(&policy, settings)?,
         Arc::clone(&now),
-    )?;
+    )?
+    .with_counters(Arc::clone(&counts.scrapes));
     let index = Arc::new(PrefixIndex::new(IndexLimits::default()));
     let approximate = Arc::new(ApproximateIndex::new(PickLimits::default()));
     let indexes = EventIndexes {
         precise: Arc::clone(&index),
         approximate: Arc::clone(&approximate),
     };
-    let kv_events = KvEvents::new(Arc::clone(&fleet), Arc::new(indexes), "", now)?;
-    let flow = policy.flow.clone();
-    let latency = LatencyModel::new(signals::latency_options(&policy)?);
-    let policy = Arc::new(ArcSwap::from_pointee(policy));
-    let name: Arc<str> = Arc::from(wanted.name.as_str());
-    let events = FlowMetrics {
-        metrics: Arc::clone(metrics),
-        pool: Arc::clone(&name),
-    };
-    let gate = Gate::new(
-        clock.clone(),
-        saturation_reader(&fleet, &policy),
-        Arc::new(events),
-        flow,
-    );
-    let reads = Reads {
-        scrapes: scraper.counters(),
-        kv_events: kv_events.counters(),
-        config: None,
-        loaded_at_unix_ms: unix_nanos() / 1_000_000,
-    };
+    let kv_events = KvEvents::new(Arc::clone(&fleet), Arc::new(indexes), "", now)?
+        .with_counters(Arc::clone(&counts.kv_events));
     let first_pages = scraper.first_pages();
-    let pool = Arc::new(Pool {
-        name,
+    let rooms = Rooms {
         fleet: Arc::clone(&fleet),
         index: Arc::clone(&index),
         approximate: Arc::clone(&approximate),
         tokens,
-        policy,
-        rules: ArcSwap::from_pointee(Rules::default()),
-        gate: gate.clone(),
-        latency: parking_lot::Mutex::new(latency),
-        shares: super::shares::CachedShares::default(),
-    });
+    };
+    let pool = connect(process, wanted, rooms, policy)?;
+    let gate = pool.gate.clone();
     tasks.push(Box::pin(scraper.run()));
     tasks.push(Box::pin(kv_events.run()));
     tasks.push(Box::pin(
@@ -163,13 +150,60 @@ fn build(process: &Process<'_>, wanted: &PoolSettings) -> anyhow::Result<Assembl
         pool,
         tasks,
         first_pages,
-        reads,
+        reads: Reads {
+            config: None,
+            loaded_at_unix_ms: unix_nanos() / 1_000_000,
+        },
     };
     if let Some((path, text)) = loaded.followed {
         follow_config(process, &mut assembled, path, text);
     }
     follow_resources(wanted, &mut assembled)?;
     Ok(assembled)
+}
+
+/// The rooms before a policy connects them.
+struct Rooms {
+    fleet: Arc<Fleet>,
+    index: Arc<PrefixIndex>,
+    approximate: Arc<ApproximateIndex>,
+    tokens: Tokens,
+}
+
+fn connect(
+    process: &Process<'_>,
+    wanted: &PoolSettings,
+    rooms: Rooms,
+    policy: Policy,
+) -> anyhow::Result<Arc<Pool>> {
+    let flow = policy.flow.clone();
+    let latency = LatencyModel::new(signals::latency_options(&policy)?);
+    let policy = Arc::new(ArcSwap::from_pointee(policy));
+    let name: Arc<str> = Arc::from(wanted.name.as_str());
+    let events = FlowMetrics {
+        metrics: Arc::clone(process.metrics),
+        pool: Arc::clone(&name),
+    };
+    let read = saturation_reader(&rooms.fleet, &policy);
+    let gate = Gate::new(process.clock.clone(), read, Arc::new(events), flow);
+    let Rooms {
+        fleet,
+        index,
+        approximate,
+        tokens,
+    } = rooms;
+    Ok(Arc::new(Pool {
+        name,
+        fleet,
+        index,
+        approximate,
+        tokens,
+        policy,
+        rules: ArcSwap::from_pointee(Rules::default()),
+        gate,
+        latency: parking_lot::Mutex::new(latency),
+        shares: CachedShares::default(),
+    }))
 }
 
 /// Reads how full the pool is, under whichever policy is in force.
@@ -251,11 +285,11 @@ fn follow_resources(wanted: &PoolSettings, assembled: &mut Assembled) -> anyhow:
     let Some(path) = &wanted.resources_file else {
         return Ok(());
     };
-    let text = std::fs::read_to_string(path)
-        .with_context(|| format!("cannot read {}", path.display()))?;
+    let text =
+        std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
     let label = path.display().to_string();
     let pool = Arc::clone(&assembled.pool);
-    let mut take = move |text: &str| {
+    let take = move |text: &str| {
         let read = resources::parse(&label, text.as_bytes()).map_err(|error| error.to_string())?;
         for warning in &read.warnings {
             warn!(pool = &*pool.name, "{warning}");

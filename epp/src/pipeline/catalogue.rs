@@ -28,19 +28,40 @@ mod tests {
 
     /// Plugin types of the field that this build does not have, and why each is left out.
     const LEFT_OUT: &[(&str, &str)] = &[
-        ("burst-prefix-cache-producer", "alpha; the approximate index counts picks at once"),
-        ("disaggregatedset-rollout-pod-extractor", "alpha; needs Kubernetes"),
-        ("disaggregatedset-rollout-screener", "alpha; needs Kubernetes"),
-        ("multicluster-approx-prefix-cache-producer", "alpha; one cluster"),
+        (
+            "burst-prefix-cache-producer",
+            "alpha; the approximate index counts picks at once",
+        ),
+        (
+            "disaggregatedset-rollout-pod-extractor",
+            "alpha; needs Kubernetes",
+        ),
+        (
+            "disaggregatedset-rollout-screener",
+            "alpha; needs Kubernetes",
+        ),
+        (
+            "multicluster-approx-prefix-cache-producer",
+            "alpha; one cluster",
+        ),
         ("multicluster-file-discovery", "alpha; one cluster"),
-        ("multicluster-kv-cache-utilization-scorer", "alpha; one cluster"),
+        (
+            "multicluster-kv-cache-utilization-scorer",
+            "alpha; one cluster",
+        ),
         ("multicluster-metrics-data-source", "alpha; one cluster"),
         ("multicluster-metrics-extractor", "alpha; one cluster"),
         ("multicluster-prefix-cache-scorer", "alpha; one cluster"),
         ("multicluster-queue-scorer", "alpha; one cluster"),
         ("multicluster-session-affinity-filter", "alpha; one cluster"),
-        ("p2p-source-producer", "alpha; hand-over between workers comes later"),
-        ("predicted-latency-scorer", "gone from the field; latency-scorer took its place"),
+        (
+            "p2p-source-producer",
+            "alpha; hand-over between workers comes later",
+        ),
+        (
+            "predicted-latency-scorer",
+            "gone from the field; latency-scorer took its place",
+        ),
     ];
 
     #[test]

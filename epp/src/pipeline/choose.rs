@@ -149,9 +149,11 @@ impl InFlight {
         scratch: &Scratch,
     ) -> Result<Picked, Refusal> {
         let (pool, prefix) = (&self.pool, &scratch.prefix);
-        let (winner, live) =
-            member(scratch, scratch.decision.primary().endpoints.first().copied())
-                .ok_or_else(Refusal::no_endpoints)?;
+        let (winner, live) = member(
+            scratch,
+            scratch.decision.primary().endpoints.first().copied(),
+        )
+        .ok_or_else(Refusal::no_endpoints)?;
         let expectation = pool.expect(&winner, &live, is_by_tokens, now_ms, prefix);
         let load = |cached: u32| {
             let uncached = prompt_tokens.saturating_sub(cached);
@@ -169,7 +171,11 @@ impl InFlight {
             (expectation, lease)
         });
         // Where another endpoint prefills, this one has only the answer to compute.
-        let tokens = if prefill.is_some() { output_tokens } else { tokens };
+        let tokens = if prefill.is_some() {
+            output_tokens
+        } else {
+            tokens
+        };
         self.count(&winner, prompt_tokens, &expectation, scratch);
         Ok(Picked {
             features: Features::of(&live, prompt_tokens, expectation.cached_tokens),
@@ -215,8 +221,12 @@ impl InFlight {
             .first()
             .and_then(|at| scratch.predictions.get(*at))
         {
-            self.series.predicted_ttft.record(f64::from(prediction.ttft_ms) / 1e3);
-            self.series.predicted_tpot.record(f64::from(prediction.tpot_ms) / 1e3);
+            self.series
+                .predicted_ttft
+                .record(f64::from(prediction.ttft_ms) / 1e3);
+            self.series
+                .predicted_tpot
+                .record(f64::from(prediction.tpot_ms) / 1e3);
         }
     }
 
@@ -242,9 +252,12 @@ impl InFlight {
         scratch: &Scratch,
     ) -> Option<String> {
         let record = record::of(self, prompt_tokens, refusal, scratch);
-        let is_asked = self.shared.options.debug_header.as_deref().is_some_and(|name| {
-            matches!(self.head.get(name), Some("1" | "true"))
-        });
+        let is_asked = self
+            .shared
+            .options
+            .debug_header
+            .as_deref()
+            .is_some_and(|name| matches!(self.head.get(name), Some("1" | "true")));
         let explained = is_asked.then(|| header_value(&record));
         record::log(self, &record);
         self.decision = Some(self.shared.decisions.push(record));

@@ -1,7 +1,6 @@
 //! A request's life, from the moment it is read until its response has gone by.
 
 use std::sync::Arc;
-use std::time::SystemTime;
 
 use super::choose::SCRATCH;
 use super::intake::now;
@@ -16,7 +15,7 @@ use crate::ext_proc::{
 use crate::fleet::{Endpoint, Lease};
 use crate::flow::gate::FlowLabels;
 use crate::flow::{FlowRefusal, FlowRequest, Permit};
-use crate::observe::request_series::OfRequest;
+use crate::observe::OfRequest;
 use crate::observe::spans::RequestSpan;
 use crate::request::InferenceRequest;
 use crate::schedule::latency::Features;
@@ -38,7 +37,6 @@ pub struct InFlight {
     pub(super) media: Vec<MediaItem>,
     pub(super) tie_seed: u64,
     pub(super) begun_us: u64,
-    pub(super) begun_at: SystemTime,
     pub(super) body_bytes: u64,
     /// As the client names it.
     pub(super) model: Arc<str>,
@@ -94,7 +92,10 @@ impl Exchange for InFlight {
     async fn pick(&mut self) -> Result<Destination, Refusal> {
         let tokens = self.encode().await;
         self.wait_for_turn().await?;
-        let waited_us = self.permit.as_ref().map_or(0, |permit| permit.waited().as_micros() as u64);
+        let waited_us = self
+            .permit
+            .as_ref()
+            .map_or(0, |permit| permit.waited().as_micros() as u64);
         let chosen_from_us = self.shared.clock.now_us();
         let chosen_from = self.span.is_some().then(now);
         let outcome = SCRATCH.with_borrow_mut(|scratch| self.choose(tokens.as_deref(), scratch));
@@ -139,7 +140,9 @@ impl Exchange for InFlight {
     }
 
     fn progress(&mut self, progress: &Progress) {
-        let Some(ttft_us) = progress.ttft_us else { return };
+        let Some(ttft_us) = progress.ttft_us else {
+            return;
+        };
         if self.first_byte_us.is_none() {
             self.first_byte_us = Some(self.begun_us + ttft_us);
             settle::first_token(self, ttft_us as f64 / 1e6);

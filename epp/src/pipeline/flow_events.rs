@@ -28,7 +28,7 @@ impl FlowMetrics {
                 fairness_id: &request.fairness_id,
                 priority: request.priority,
             },
-            queue_seconds: queued.then(|| waited.as_secs_f64()),
+            queue_seconds: queued.then_some(waited.as_secs_f64()),
         });
     }
 }

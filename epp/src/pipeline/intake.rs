@@ -66,10 +66,8 @@ pub(super) async fn begin(
     let subset = subset.filter(|_| shared.options.use_subset_hint);
     let spans = shared.spans.as_ref();
     let begun_at = now();
-    let span = spans.and_then(|spans| {
-        spans.begin(head.get("traceparent"), head.get("tracestate"), begun_at)
-    });
-    let slo = |names: [&str; 2]| names.into_iter().find_map(|name| number(head.get(name)?));
+    let span = spans
+        .and_then(|spans| spans.begin(head.get("traceparent"), head.get("tracestate"), begun_at));
     Ok(InFlight {
         request_id: request_id(&head, seed),
         is_named_by_client: head.contains(headers::REQUEST_ID),
@@ -77,12 +75,11 @@ pub(super) async fn begin(
             let entries = entries.iter().filter_map(|entry| SubsetEntry::parse(entry));
             entries.collect()
         }),
-        slo_ttft_ms: slo([headers::SLO_TTFT_MS, headers::SLO_TTFT_MS_ALIAS]),
-        slo_tpot_ms: slo([headers::SLO_TPOT_MS, headers::SLO_TPOT_MS_ALIAS]),
+        slo_ttft_ms: slo(&head, [headers::SLO_TTFT_MS, headers::SLO_TTFT_MS_ALIAS]),
+        slo_tpot_ms: slo(&head, [headers::SLO_TPOT_MS, headers::SLO_TPOT_MS_ALIAS]),
         media: request.media.iter().map(media_item).collect(),
         tie_seed: seed,
         begun_us,
-        begun_at,
         body_bytes: body_bytes as u64,
         model: Arc::from(request.model.as_str()),
         target_model,
@@ -186,9 +183,8 @@ fn spliced(
     target: &str,
 ) -> Result<Option<Vec<Vec<u8>>>, Refusal> {
     let mut chunks = body.to_vec();
-    rewrite::splice(&mut chunks, span, &rewrite::json_string(target)).map_err(|error| {
-        Refusal::new(crate::ext_proc::RefusalCode::Internal, error.to_string())
-    })?;
+    rewrite::splice(&mut chunks, span, &rewrite::json_string(target))
+        .map_err(|error| Refusal::new(crate::ext_proc::RefusalCode::Internal, error.to_string()))?;
     Ok(Some(chunks))
 }
 
@@ -198,11 +194,16 @@ fn fairness_id(policy: &Policy, head: &RequestHead) -> Arc<str> {
     let given = of(headers::FAIRNESS_ID).or_else(|| of(headers::FAIRNESS_ID_ALIAS));
     let session = || {
         let identity = policy.identity.as_ref()?;
-        let own = identity.additional_session_headers.iter();
+        let mut own = identity.additional_session_headers.iter();
         own.find_map(|name| of(&name.to_ascii_lowercase()))
             .or_else(|| headers::AGENT_SESSIONS.into_iter().find_map(of))
     };
     Arc::from(given.or_else(session).unwrap_or(DEFAULT_FAIRNESS_ID))
+}
+
+/// A client's target, under the present name of its header or the older one.
+fn slo(head: &RequestHead, names: [&str; 2]) -> Option<f64> {
+    names.into_iter().find_map(|name| number(head.get(name)?))
 }
 
 fn number(text: &str) -> Option<f64> {

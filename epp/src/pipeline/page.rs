@@ -4,8 +4,11 @@
 //! metrics; here their counts get names. A count with a name in the field has that name, the rest
 //! is ours.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
+use super::Pool;
+use super::assembly::Counts;
 use crate::fleet::kv_events::{Count, KvEventCounters};
 use crate::fleet::scrape::ScrapeCounters;
 use crate::index::IndexStats;
@@ -62,8 +65,26 @@ const EXTRACT_ERRORS: Family = Family::counter(
     )
 }]);
 
+/// Appends the state of the rooms, summed over all pools.
+pub fn render_pools(pools: &[Arc<Pool>], counts: &Counts, page: &mut Page) {
+    let (mut index, mut picks) = (IndexStats::default(), PickStats::default());
+    let mut tokens = TokensStats::default();
+    let corrections = Counters::default();
+    for pool in pools {
+        index += pool.index.stats();
+        picks += pool.approximate.stats();
+        tokens += pool.tokens.stats();
+        corrections.add(pool.approximate.counters());
+    }
+    render_index(&index, page);
+    render_approximate(&picks, &corrections, page);
+    render_kv_events(&counts.kv_events, page);
+    render_scrapes(&counts.scrapes, page);
+    render_tokens(&tokens, page);
+}
+
 /// Appends the state of the prefix index.
-pub fn render_index(stats: &IndexStats, page: &mut Page) {
+fn render_index(stats: &IndexStats, page: &mut Page) {
     page.single(&INDEX_SIZE, Sample::Count(stats.blocks as u64));
     page.single(&ADMISSIONS, Sample::Count(stats.stored));
     page.single(&EVICTIONS, Sample::Count(stats.removed));
@@ -124,7 +145,7 @@ pub fn render_index(stats: &IndexStats, page: &mut Page) {
 }
 
 /// Appends the state of the approximate index.
-pub fn render_approximate(stats: &PickStats, counters: &Counters, page: &mut Page) {
+fn render_approximate(stats: &PickStats, counters: &Counters, page: &mut Page) {
     let of = |value: &AtomicU64| value.load(Relaxed);
     gauge(
         page,
@@ -177,7 +198,7 @@ pub fn render_approximate(stats: &PickStats, counters: &Counters, page: &mut Pag
 }
 
 /// Appends what came over the KV-event subscriptions.
-pub fn render_kv_events(counters: &KvEventCounters, page: &mut Page) {
+fn render_kv_events(counters: &KvEventCounters, page: &mut Page) {
     for (name, help, count) in events_taken(counters)
         .into_iter()
         .chain(events_missed(counters))
@@ -300,7 +321,7 @@ fn events_missed(counters: &KvEventCounters) -> [Row<'_>; 8] {
 }
 
 /// Appends how reading the workers' metrics goes.
-pub fn render_scrapes(counters: &ScrapeCounters, page: &mut Page) {
+fn render_scrapes(counters: &ScrapeCounters, page: &mut Page) {
     let of = |value: &AtomicU64| value.load(Relaxed);
     counter(
         page,
@@ -324,7 +345,7 @@ pub fn render_scrapes(counters: &ScrapeCounters, page: &mut Page) {
 }
 
 /// Appends what the tokenizers did.
-pub fn render_tokens(stats: &TokensStats, page: &mut Page) {
+fn render_tokens(stats: &TokensStats, page: &mut Page) {
     counter(
         page,
         "pointsman_tokenized_prompts_total",

@@ -7,9 +7,7 @@ use serde_json::Value;
 
 use super::attributes::{AttributePrograms, Reporter, TYPE_NAME as ATTRIBUTE_REPORTER};
 use crate::config::plugins::{self, ParameterError, Parameters};
-use crate::config::producers::{
-    AgentIdentity, InflightLoadProducer, TokenProducer,
-};
+use crate::config::producers::{AgentIdentity, InflightLoadProducer, TokenProducer};
 use crate::config::resolved::{PluginSpec, ResolvedConfig};
 use crate::flow::{FlowSettings, SaturationDetector, SettingsError, saturation_detector};
 use crate::request::{Parsers, UnknownParser};
@@ -59,19 +57,24 @@ impl Policy {
         let scheduler =
             schedule::build(&config, &[healthy])?.with_fallback_endpoints(fallback_endpoints);
         let flow = if config.gates.flow_control {
-            Some(FlowSettings::resolve(&config.flow_control, &config.plugins)?)
+            Some(FlowSettings::resolve(
+                &config.flow_control,
+                &config.plugins,
+            )?)
         } else {
             None
         };
-        let parsers = config.parsers.iter().filter_map(|place| config.plugins.get(*place));
+        let parsers = config
+            .parsers
+            .iter()
+            .filter_map(|place| config.plugins.get(*place));
         let parsers: Vec<&str> = parsers.map(|parser| parser.type_name).collect();
         let reporters = all::<Reporter>(&config, ATTRIBUTE_REPORTER)?;
-        let attributes = AttributePrograms::compile(&reporters).map_err(|error| {
-            PolicyError::Plugin {
+        let attributes =
+            AttributePrograms::compile(&reporters).map_err(|error| PolicyError::Plugin {
                 name: ATTRIBUTE_REPORTER.to_owned(),
                 error,
-            }
-        })?;
+            })?;
         let has = |type_name: &str| named(&config, type_name).next().is_some();
         Ok(Self {
             scheduler,
@@ -141,10 +144,7 @@ fn all<P: Parameters>(config: &ResolvedConfig, type_name: &str) -> Result<Vec<P>
 }
 
 /// Those of the last one: of several plugins that set the same options the last one counts.
-fn last<P: Parameters>(
-    config: &ResolvedConfig,
-    type_name: &str,
-) -> Result<Option<P>, PolicyError> {
+fn last<P: Parameters>(config: &ResolvedConfig, type_name: &str) -> Result<Option<P>, PolicyError> {
     Ok(all(config, type_name)?.pop())
 }
 

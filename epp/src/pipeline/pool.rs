@@ -58,7 +58,7 @@ impl From<&PoolResources> for Rules {
 /// All pools of the process.
 #[derive(Debug)]
 pub struct Pools {
-    pools: Vec<Arc<Pool>>,
+    all: Vec<Arc<Pool>>,
     by_name: HashMap<Arc<str>, usize>,
     /// By lower-case host name.
     by_authority: HashMap<String, usize>,
@@ -74,34 +74,33 @@ impl Pools {
     /// Pools, each with the host names that its picker is called by and whether it takes requests
     /// that belong to no other.
     pub fn new(pools: impl IntoIterator<Item = (Arc<Pool>, Vec<String>, bool)>) -> Self {
-        let mut all = Self {
-            pools: Vec::new(),
+        let mut made = Self {
+            all: Vec::new(),
             by_name: HashMap::new(),
             by_authority: HashMap::new(),
             default: None,
         };
         for (place, (pool, authorities, is_default)) in pools.into_iter().enumerate() {
-            all.by_name.insert(Arc::clone(&pool.name), place);
+            made.by_name.insert(Arc::clone(&pool.name), place);
             let authorities = authorities.into_iter().map(|authority| (authority, place));
-            all.by_authority.extend(authorities);
+            made.by_authority.extend(authorities);
             if is_default {
-                all.default = Some(place);
+                made.default = Some(place);
             }
-            all.pools.push(pool);
+            made.all.push(pool);
         }
-        all
+        made
     }
 
     /// The pools in the order in which they were given.
     pub fn all(&self) -> &[Arc<Pool>] {
-        &self.pools
+        &self.all
     }
 
     /// The pool of a call. A name that no pool has is an error of the gateway's configuration, and
     /// said as one: to guess would send requests to workers of another model.
     pub fn select(&self, hint: &PoolHint) -> Result<&Arc<Pool>, Refusal> {
-        let unknown =
-            |message: String| Refusal::new(RefusalCode::NotFound, message);
+        let unknown = |message: String| Refusal::new(RefusalCode::NotFound, message);
         let place = match &hint.pool {
             Some(name) => *self
                 .by_name
@@ -112,7 +111,7 @@ impl Pools {
                 .or(self.default)
                 .ok_or_else(|| unknown("the request belongs to no pool".to_owned()))?,
         };
-        self.pools
+        self.all
             .get(place)
             .ok_or_else(|| unknown("the request belongs to no pool".to_owned()))
     }

@@ -33,7 +33,11 @@ pub(super) fn of(
             .map(|run| profile(run, &scratch.snapshot, &scratch.prefix.matches))
             .collect(),
         refused: refusal.map(ToString::to_string),
-        pick_us: exchange.shared.clock.now_us().saturating_sub(exchange.begun_us),
+        pick_us: exchange
+            .shared
+            .clock
+            .now_us()
+            .saturating_sub(exchange.begun_us),
         outcome: None,
     }
 }
@@ -67,7 +71,8 @@ pub(super) fn log(exchange: &InFlight, record: &DecisionRecord) {
 
 fn words(candidate: &CandidateRecord) -> String {
     let scores = candidate.scores.iter();
-    let scores = scores.map(|score| format!("{} {}x{:.3}", score.scorer, score.weight, score.value));
+    let scores =
+        scores.map(|score| format!("{} {}x{:.3}", score.scorer, score.weight, score.value));
     format!(
         "{} {:.3} ({}; {} cached)",
         candidate.endpoint,

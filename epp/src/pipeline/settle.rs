@@ -15,8 +15,13 @@ use crate::observe::spans::{EndAttributes, PickAttributes};
 
 /// The first byte of the response came, this many seconds after the request.
 pub(super) fn first_token(exchange: &mut InFlight, seconds: f64) {
-    exchange.series.first_token(seconds, exchange.request.stream);
-    if exchange.slo_ttft_ms.is_some_and(|target| seconds * 1e3 > target) {
+    exchange
+        .series
+        .first_token(seconds, exchange.request.stream);
+    if exchange
+        .slo_ttft_ms
+        .is_some_and(|target| seconds * 1e3 > target)
+    {
         exchange.series.slo_violated(Slo::Ttft);
     }
     let Some(picked) = &mut exchange.picked else {
@@ -76,7 +81,10 @@ fn count_response(exchange: &InFlight, outcome: &Outcome, duration_us: u64) {
         if let Some(tpot) = tpot_seconds(exchange, &usage, duration_us) {
             series.tpot.record(tpot);
             series.latest(Latest::Tpot, tpot);
-            if exchange.slo_tpot_ms.is_some_and(|target| tpot * 1e3 > target) {
+            if exchange
+                .slo_tpot_ms
+                .is_some_and(|target| tpot * 1e3 > target)
+            {
                 series.slo_violated(Slo::Tpot);
             }
         }
@@ -84,7 +92,9 @@ fn count_response(exchange: &InFlight, outcome: &Outcome, duration_us: u64) {
     let seen = &outcome.seen;
     if let (Some(first), Some(last), 2..) = (seen.first_chunk_us, seen.last_chunk_us, seen.events) {
         let gaps = (seen.events - 1) as f64;
-        series.itl.record(last.saturating_sub(first) as f64 / 1e6 / gaps);
+        series
+            .itl
+            .record(last.saturating_sub(first) as f64 / 1e6 / gaps);
     }
     match outcome.status {
         Some(500..) => series.error("ModelServerError"),
@@ -92,13 +102,21 @@ fn count_response(exchange: &InFlight, outcome: &Outcome, duration_us: u64) {
         _ => {}
     }
     if is_served_elsewhere(exchange, outcome) {
-        exchange.shared.metrics.process.served_elsewhere_total.increment(1);
+        exchange
+            .shared
+            .metrics
+            .process
+            .served_elsewhere_total
+            .increment(1);
     }
 }
 
 /// Seconds for each token after the first, of a streamed answer.
 fn tpot_seconds(exchange: &InFlight, usage: &TokenUsage, duration_us: u64) -> Option<f64> {
-    let tokens = usage.completion_tokens.checked_sub(1).filter(|tokens| *tokens > 0)?;
+    let tokens = usage
+        .completion_tokens
+        .checked_sub(1)
+        .filter(|tokens| *tokens > 0)?;
     let first_us = exchange.first_byte_us?.saturating_sub(exchange.begun_us);
     let rest_us = duration_us.checked_sub(first_us)?;
     exchange
@@ -110,7 +128,9 @@ fn tpot_seconds(exchange: &InFlight, usage: &TokenUsage, duration_us: u64) -> Op
 /// Tells the indexes and the latency model what became of the pick.
 fn learn(exchange: &mut InFlight, outcome: &Outcome, duration_us: u64) {
     let is_served_here = !is_served_elsewhere(exchange, outcome);
-    let Some(picked) = &exchange.picked else { return };
+    let Some(picked) = &exchange.picked else {
+        return;
+    };
     let (pool, shared) = (&exchange.pool, &exchange.shared);
     pool.settle(shared, &picked.expectation, outcome, is_served_here);
     if let Some((prefill, _)) = &picked.prefill {
@@ -125,7 +145,8 @@ fn learn(exchange: &mut InFlight, outcome: &Outcome, duration_us: u64) {
         && let Some(cached) = usage.cached_tokens
     {
         let (id, generation) = (endpoint.id, endpoint.generation);
-        pool.shares.record(id, generation, usage.prompt_tokens, cached);
+        pool.shares
+            .record(id, generation, usage.prompt_tokens, cached);
     }
     if exchange.policy.predicts {
         observe_latency(exchange, picked, outcome, duration_us);
@@ -189,7 +210,10 @@ fn note(exchange: &mut InFlight, outcome: &Outcome, duration_us: u64) {
 
 /// Whether the gateway says that it sent the request to another endpoint than the one picked.
 fn is_served_elsewhere(exchange: &InFlight, outcome: &Outcome) -> bool {
-    let picked = exchange.picked.as_ref().map(|picked| picked.endpoint.spec.address);
+    let picked = exchange
+        .picked
+        .as_ref()
+        .map(|picked| picked.endpoint.spec.address);
     let served = outcome.served.as_deref();
     let served = served.and_then(|served| served.parse::<std::net::SocketAddr>().ok());
     // A primary port stands for all ranks of its pod.

@@ -54,6 +54,14 @@ impl CachedShares {
         let is_it = share.generation == generation.0 && share.prompt > 0.0;
         is_it.then(|| share.cached / share.prompt)
     }
+
+    /// The share over all endpoints.
+    pub fn of_all(&self) -> Option<f64> {
+        let shares = self.by_endpoint.lock();
+        let prompt: f64 = shares.iter().map(|share| share.prompt).sum();
+        let cached: f64 = shares.iter().map(|share| share.cached).sum();
+        (prompt > 0.0).then(|| cached / prompt)
+    }
 }
 
 #[cfg(test)]

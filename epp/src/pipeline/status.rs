@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering::Relaxed;
 
 use serde_json::Value;
 
-use super::assembly::Reads;
+use super::assembly::{Counts, Reads};
 use super::{InFlight, Pipeline, Pool, page};
 use crate::clock::unix_nanos;
 use crate::config::epc;
@@ -13,7 +13,9 @@ use crate::ext_proc::Leases;
 use crate::fleet::{Live, Snapshot};
 use crate::flow;
 use crate::observe::exposition::Page;
-use crate::observe::flow::{BandView as BandSeries, FlowView, PoolFlow, ProgramsView, QueueView as QueueSeries};
+use crate::observe::flow::{
+    BandView as BandSeries, FlowView, PoolFlow, ProgramsView, QueueView as QueueSeries,
+};
 use crate::observe::pool as pool_series;
 use crate::observe::status::{
     BandView, ConfigView, EndpointView, IndexView, LeasesView, PoolView, QUEUES_SHOWN, QueueView,
@@ -31,6 +33,7 @@ const FLOWS_MAX: usize = 1_000;
 pub struct Status {
     pub pipeline: Pipeline,
     pub leases: Arc<Leases<InFlight>>,
+    pub counts: Counts,
     /// In the order of the pools.
     pub reads: Vec<Reads>,
     /// When the process began, in milliseconds of its clock.
@@ -52,7 +55,7 @@ impl Status {
             .collect();
         pool_series::render(&named, page);
         crate::observe::flow::render(&flow_view(pools), page);
-        page::render_pools(pools, &self.reads, page);
+        page::render_pools(pools, &self.counts, page);
     }
 
     /// The whole state.
@@ -62,7 +65,10 @@ impl Status {
         StatusView {
             at_unix_ms: unix_nanos() / 1_000_000,
             uptime_ms: shared.clock.now_ms().saturating_sub(self.started_ms),
-            pools: pools.iter().map(|pool| pool_view(pool, shared.clock.now_ms())).collect(),
+            pools: pools
+                .iter()
+                .map(|pool| pool_view(pool, shared.clock.now_ms()))
+                .collect(),
             config: self.config(),
             leases: self.leases_view(),
             access_log: self.access_log(),
@@ -90,7 +96,8 @@ impl Status {
         };
         let mut sources = Vec::new();
         for (pool, reads) in pools.iter().zip(&self.reads) {
-            view.warnings.extend(pool.policy.load().config.warnings.iter().cloned());
+            view.warnings
+                .extend(pool.policy.load().config.warnings.iter().cloned());
             view.loaded_at_unix_ms = view.loaded_at_unix_ms.max(reads.loaded_at_unix_ms);
             let Some((path, state)) = &reads.config else {
                 continue;
@@ -120,7 +127,9 @@ impl Status {
     fn access_log(&self) -> Vec<(String, u64)> {
         let counters = self.leases.counters();
         let kinds = counters.kinds().into_iter();
-        kinds.map(|(kind, count)| (kind.to_owned(), count)).collect()
+        kinds
+            .map(|(kind, count)| (kind.to_owned(), count))
+            .collect()
     }
 
     /// The access log is counted where it is read; its series follow at the scrape.
@@ -130,7 +139,10 @@ impl Status {
         for (kind, count) in counters.kinds() {
             metrics.access_log_entries_are(kind, count);
         }
-        metrics.process.expired_leases_total.set(counters.expired.load(Relaxed));
+        metrics
+            .process
+            .expired_leases_total
+            .set(counters.expired.load(Relaxed));
     }
 }
 
@@ -151,7 +163,12 @@ fn pool_view(pool: &Pool, now_ms: u64) -> PoolView {
             .map(|(member, live)| EndpointView {
                 name: member.spec.name.clone(),
                 address: member.spec.address.to_string(),
-                role: member.spec.labels.get(ROLE_LABEL).cloned().unwrap_or_default(),
+                role: member
+                    .spec
+                    .labels
+                    .get(ROLE_LABEL)
+                    .cloned()
+                    .unwrap_or_default(),
                 labels: member.spec.labels.clone().into_iter().collect(),
                 cached_share: pool.shares.of(member.id, member.generation),
                 ..endpoint_view(live, now_ms)
@@ -163,7 +180,11 @@ fn pool_view(pool: &Pool, now_ms: u64) -> PoolView {
             bytes: index.bytes as u64,
             hit_ratio: pool.shares.of_all(),
         },
-        bands: if flow.flow_control { flow.bands.iter().map(band_view).collect() } else { Vec::new() },
+        bands: if flow.flow_control {
+            flow.bands.iter().map(band_view).collect()
+        } else {
+            Vec::new()
+        },
     }
 }
 
@@ -191,7 +212,7 @@ fn band_view(band: &flow::view::BandView) -> BandView {
             ..QueueView::default()
         })
         .collect();
-    queues.sort_unstable_by(|one, other| other.waiting.cmp(&one.waiting));
+    queues.sort_unstable_by_key(|queue| std::cmp::Reverse(queue.waiting));
     queues.truncate(QUEUES_SHOWN);
     BandView {
         priority: band.priority,
@@ -217,7 +238,13 @@ fn flow_view(pools: &[Arc<Pool>]) -> FlowView {
             view.programs = Some(ProgramsView {
                 jains_index: fairness.jains_index,
                 programs: programs
-                    .map(|one| (one.id.to_string(), one.avg_wait_ms, one.attained_service_tokens))
+                    .map(|one| {
+                        (
+                            one.id.to_string(),
+                            one.avg_wait_ms,
+                            one.attained_service_tokens,
+                        )
+                    })
                     .collect(),
             });
         }
@@ -228,10 +255,17 @@ fn flow_view(pools: &[Arc<Pool>]) -> FlowView {
 
 fn pool_flow(pool: &Pool, flow: &flow::FlowView) -> PoolFlow {
     let share = |used: u64, limit: Option<u64>| {
-        limit.filter(|limit| *limit > 0).map(|limit| used as f64 / limit as f64)
+        limit
+            .filter(|limit| *limit > 0)
+            .map(|limit| used as f64 / limit as f64)
     };
-    let stages = [("prefill", flow.saturation.prefill), ("decode", flow.saturation.decode)];
-    let stages = stages.into_iter().filter_map(|(stage, value)| Some((stage, value?)));
+    let stages = [
+        ("prefill", flow.saturation.prefill),
+        ("decode", flow.saturation.decode),
+    ];
+    let stages = stages
+        .into_iter()
+        .filter_map(|(stage, value)| Some((stage, value?)));
     let queues = flow.bands.iter().flat_map(|band| {
         band.flows.iter().map(|queue| QueueSeries {
             fairness_id: queue.fairness_id.to_string(),
@@ -249,12 +283,15 @@ fn pool_flow(pool: &Pool, flow: &flow::FlowView) -> PoolFlow {
             .iter()
             .map(|band| BandSeries {
                 priority: band.priority,
-                requests_utilization: share(band.requests, Some(band.max_requests)).unwrap_or_default(),
+                requests_utilization: share(band.requests, Some(band.max_requests))
+                    .unwrap_or_default(),
                 bytes_utilization: share(band.bytes, Some(band.max_bytes)).unwrap_or_default(),
             })
             .collect(),
         requests_utilization: share(flow.requests, flow.max_requests),
         bytes_utilization: share(flow.bytes, flow.max_bytes),
-        saturation: stages.chain([("effective", flow.saturation.effective)]).collect(),
+        saturation: stages
+            .chain([("effective", flow.saturation.effective)])
+            .collect(),
     }
 }

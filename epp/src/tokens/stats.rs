@@ -26,6 +26,21 @@ pub struct TokensStats {
     pub evicted: u64,
 }
 
+impl std::ops::AddAssign for TokensStats {
+    fn add_assign(&mut self, other: Self) {
+        self.encoded += other.encoded;
+        self.cache_hits += other.cache_hits;
+        self.pooled += other.pooled;
+        self.busy += other.busy;
+        self.deadline += other.deadline;
+        self.failed += other.failed;
+        self.remembered_bytes += other.remembered_bytes;
+        self.encoded_bytes += other.encoded_bytes;
+        self.cache_bytes += other.cache_bytes;
+        self.evicted += other.evicted;
+    }
+}
+
 #[derive(Debug, Default)]
 pub(super) struct Counters {
     encoded: AtomicU64,

@@ -14,9 +14,10 @@ use crate::ext_proc::authority::PoolHint;
 use crate::ext_proc::decider::{Decider, Exchange};
 use crate::ext_proc::held::Share;
 use crate::ext_proc::leases::OpenLease;
-use crate::ext_proc::machine::{Action, Event, Machine};
+use crate::ext_proc::machine::{Action, Answer, Event, Machine};
 use crate::ext_proc::outcome::{End, Outcome};
 use crate::ext_proc::wire;
+use crate::observe::Gauge;
 
 pub(super) struct StreamTask<I, D: Decider> {
     inbound: I,
@@ -181,6 +182,7 @@ where
             let begun = decider.begin(intake).await?;
             exchange.insert(begun).pick().await
         };
+        let waits = decider.may_wait();
         let mut decided = pin!(decided);
         let mut deadline = pin!(tokio::time::sleep(self.parts.limits.decision_timeout));
         loop {

@@ -112,6 +112,13 @@ impl KvEvents {
         })
     }
 
+    /// Counts where others count, too.
+    #[must_use]
+    pub fn with_counters(mut self, counters: Arc<KvEventCounters>) -> Self {
+        self.counters = counters;
+        self
+    }
+
     /// The counts, to be exported.
     pub fn counters(&self) -> Arc<KvEventCounters> {
         Arc::clone(&self.counters)

@@ -58,6 +58,19 @@ pub struct Counters {
     pub failed_picks: AtomicU64,
 }
 
+impl Counters {
+    /// Adds what another index has counted.
+    pub fn add(&self, other: &Self) {
+        for (sum, more) in [
+            (&self.shortfalls, &other.shortfalls),
+            (&self.corrected_blocks, &other.corrected_blocks),
+            (&self.failed_picks, &other.failed_picks),
+        ] {
+            sum.fetch_add(more.load(Relaxed), Relaxed);
+        }
+    }
+}
+
 impl ApproximateIndex {
     /// An empty index.
     pub fn new(limits: PickLimits) -> Self {

@@ -95,6 +95,16 @@ pub struct PickStats {
     pub bytes: usize,
 }
 
+impl std::ops::AddAssign for PickStats {
+    fn add_assign(&mut self, other: Self) {
+        self.endpoints += other.endpoints;
+        self.blocks += other.blocks;
+        self.keys += other.keys;
+        self.runs += other.runs;
+        self.bytes += other.bytes;
+    }
+}
+
 /// See the module.
 #[derive(Debug)]
 pub(super) struct Picks {

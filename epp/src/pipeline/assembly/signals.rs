@@ -4,11 +4,11 @@ use std::sync::Arc;
 
 use anyhow::Context;
 
+use crate::config::Settings;
 use crate::config::model_server_flags::ModelServerFlags;
 use crate::config::plugins::{self, Parameters};
 use crate::config::producers::PrecisePrefixCacheProducer;
 use crate::config::resolved::PluginSpec;
-use crate::config::Settings;
 use crate::fleet::data_layer::{CoreMetricsExtractor, MetricsDataSource};
 use crate::fleet::engines::SeriesNames;
 use crate::fleet::scrape::{Scheme, ScrapeOptions};

@@ -28,7 +28,10 @@ pub(super) fn load(
     }
     let remote = match policy.remote_tokenizer() {
         Some((url, timeout, model)) => {
-            info!(url, model, "prompts of models without a tokenizer here are rendered remotely");
+            info!(
+                url,
+                model, "prompts of models without a tokenizer here are rendered remotely"
+            );
             let service = RenderService {
                 url,
                 model,

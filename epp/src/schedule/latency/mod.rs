@@ -12,8 +12,8 @@ pub mod predictions;
 pub mod producer;
 
 pub use model::{LatencyModel, LatencyOptions};
-pub use producer::{PLUGIN_TYPE, TYPE_NAME};
 pub use predictions::{Features, Prediction, Predictions, Targets};
+pub use producer::{PLUGIN_TYPE, TYPE_NAME};
 
 use super::plugin::Context;
 

@@ -6,7 +6,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::model::{LatencyModel, LatencyOptions};
+use super::model::LatencyOptions;
 use crate::config::plugins::{self, ParameterError, PluginKind, PluginType, Stage};
 use crate::config::values;
 
@@ -85,14 +85,14 @@ impl plugins::Parameters for Parameters {
 }
 
 impl Parameters {
-    /// The model that these ask for, which knows nothing yet.
-    pub fn model(&self) -> LatencyModel {
-        LatencyModel::new(LatencyOptions {
+    /// What these ask of the model.
+    pub fn options(&self) -> LatencyOptions {
+        LatencyOptions {
             slo_buffer_factor: self.slo_buffer_factor,
             streaming: self.streaming_mode,
             role_label: self.endpoint_role_label.clone(),
             predict: self.predict_in_produce,
-        })
+        }
     }
 
     /// Parameters that differ from their defaults and tune what is not here.
