@@ -25,6 +25,7 @@ mod objects;
 mod timestamp;
 mod tree;
 
+use std::collections::{HashMap, HashSet};
 use std::io::Read;
 use std::path::Path;
 
@@ -219,7 +220,12 @@ struct Found {
     objectives: Vec<(objects::Identity, Objective)>,
     rewrites: Vec<(objects::Identity, ModelRewrite)>,
     warnings: Vec<String>,
+    /// The lines of their names.
+    lines: HashMap<Key, u64>,
 }
+
+/// Kind, group, namespace and name: what may stand once.
+type Key = (&'static str, Group, String, String);
 
 impl Found {
     fn add(&mut self, file: &str, number: usize, piece: &Piece<'_>) -> Result<(), objects::Fault> {
@@ -228,11 +234,11 @@ impl Found {
         for document in objects::read(&root)? {
             match document {
                 Document::Objective(identity, objective) => {
-                    unique(&self.objectives, &identity)?;
+                    self.unique("InferenceObjective", &identity)?;
                     self.objectives.push((identity, objective));
                 }
                 Document::Rewrite(identity, rewrite, warnings) => {
-                    unique(&self.rewrites, &identity)?;
+                    self.unique("InferenceModelRewrite", &identity)?;
                     self.rewrites.push((identity, rewrite));
                     let warnings = warnings.into_iter();
                     self.warnings
@@ -245,6 +251,23 @@ impl Found {
             }
         }
         Ok(())
+    }
+
+    fn unique(
+        &mut self,
+        kind: &'static str,
+        identity: &objects::Identity,
+    ) -> Result<(), objects::Fault> {
+        let (namespace, name) = (identity.namespace.clone(), identity.name.clone());
+        let key = (kind, identity.group, namespace, name);
+        match self.lines.insert(key, identity.line) {
+            None => Ok(()),
+            Some(line) => Err(objects::Fault {
+                line: identity.line,
+                path: "metadata.name".to_owned(),
+                reason: format!("{:?} is defined on line {line} already", identity.name),
+            }),
+        }
     }
 
     /// Drops what stands in the newer group as well.
@@ -260,25 +283,8 @@ impl Found {
     }
 }
 
-fn unique<T>(
-    known: &[(objects::Identity, T)],
-    identity: &objects::Identity,
-) -> Result<(), objects::Fault> {
-    match known.iter().find(|(other, _)| other.is_same(identity)) {
-        None => Ok(()),
-        Some((first, _)) => Err(objects::Fault {
-            line: identity.line,
-            path: "metadata.name".to_owned(),
-            reason: format!(
-                "{:?} is defined on line {} already",
-                identity.name, first.line
-            ),
-        }),
-    }
-}
-
 fn newer<T>(all: Vec<(objects::Identity, T)>, kind: &str, warnings: &mut Vec<String>) -> Vec<T> {
-    let present: std::collections::HashSet<(String, String)> = all
+    let present: HashSet<(String, String)> = all
         .iter()
         .filter(|(identity, _)| identity.group == Group::Current)
         .map(|(identity, _)| (identity.namespace.clone(), identity.name.clone()))

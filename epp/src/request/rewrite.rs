@@ -115,6 +115,15 @@ mod tests {
     }
 
     #[test]
+    fn chunks_of_nothing_but_the_old_name_go() {
+        let mut chunks: Vec<Vec<u8>> = ["ab", "cd", "", "ef", "gh"]
+            .map(|chunk| chunk.as_bytes().to_vec())
+            .to_vec();
+        splice(&mut chunks, 1..6, b"new").unwrap();
+        assert_eq!(chunks, [b"anew".to_vec(), b"gh".to_vec()]);
+    }
+
+    #[test]
     fn a_span_outside_changes_nothing() {
         for span in [3..9, 8..8, 8..9, Range { start: 2, end: 1 }, 0..usize::MAX] {
             let mut chunks = vec![b"abc".to_vec(), b"def".to_vec()];

@@ -23,7 +23,7 @@ impl fmt::Display for Fault {
 }
 
 /// The API groups that define the two kinds, both at version v1alpha2.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub(super) enum Group {
     Current,
     Legacy,
@@ -46,12 +46,6 @@ pub(super) struct Identity {
     pub(super) name: String,
     /// Where the name stands.
     pub(super) line: u64,
-}
-
-impl Identity {
-    pub(super) fn is_same(&self, other: &Self) -> bool {
-        (self.group, &self.namespace, &self.name) == (other.group, &other.namespace, &other.name)
-    }
 }
 
 /// One object of a document.

@@ -118,6 +118,9 @@ fn json_is_yaml_and_nothing_is_nothing() {
             "{nothing:?}"
         );
     }
+    let not_a_border = "kind: Other\n---key: 1\n";
+    let resources = parse("res.yaml", not_a_border.as_bytes()).unwrap();
+    assert_eq!(resources.warnings.len(), 1);
     let list = "apiVersion: v1\nkind: List\nitems: []\n";
     assert_eq!(parse("l", list.as_bytes()), Ok(Resources::default()));
 }

@@ -10,6 +10,9 @@ use super::objects::Fault;
 
 /// Nesting beyond this is refused; the manifests read here nest to a third of it.
 const DEPTH_MAX: usize = 64;
+/// Values that aliases may repeat, all together; a document that asks for more is refused. Few
+/// manifests use aliases at all.
+const REPLAYED_MAX: usize = 10_000;
 
 /// A value and its line, which counts from 1.
 #[derive(Clone, PartialEq, Debug)]
@@ -35,6 +38,7 @@ pub(super) enum Value {
 pub(super) fn parse(text: &str, lines_before: u64) -> Result<Node, Fault> {
     let options = serde_saphyr::options! {
         budget: serde_saphyr::budget! { max_depth: DEPTH_MAX },
+        alias_limits: serde_saphyr::alias_limits! { max_total_replayed_events: REPLAYED_MAX },
     };
     let read = serde_saphyr::from_str_with_options::<Spanned<Raw>>(text, options);
     let root = read.map_err(|error| {
