@@ -51,9 +51,9 @@ pub fn run(command: &Command, catalogue: &Catalogue, out: &mut impl Write) -> io
         | ConfigCommand::Show {
             file: Some(file),
             allow,
-        } => load(ConfigSource::File(file.clone()), catalogue, *allow),
+        } => load(&ConfigSource::File(file.clone()), catalogue, *allow),
         ConfigCommand::Show { file: None, allow } => {
-            load(ConfigSource::FieldDefault, catalogue, *allow)
+            load(&ConfigSource::FieldDefault, catalogue, *allow)
         }
     };
     let config = match loaded {
@@ -82,7 +82,7 @@ pub fn run(command: &Command, catalogue: &Catalogue, out: &mut impl Write) -> io
 }
 
 fn load(
-    source: ConfigSource,
+    source: &ConfigSource,
     catalogue: &Catalogue,
     allow: Allow,
 ) -> Result<ResolvedConfig, ConfigErrors> {
