@@ -145,7 +145,8 @@ async fn serve(settings: Settings, endpoints: Vec<EndpointSpec>) -> anyhow::Resu
     tasks.spawn(Arc::clone(&index).keep_reclaiming());
     discover(&pool.endpoints, endpoints, &fleet, &mut tasks)?;
     health.set_ready(true).await;
-    serve_ports(&settings, pipeline, appendix, &health).await
+    // It holds the futures of all ports.
+    Box::pin(serve_ports(&settings, pipeline, appendix, &health)).await
 }
 
 /// Opens the ports and serves until a signal; then drains.
@@ -169,17 +170,11 @@ async fn serve_ports(
         },
         metrics.process.streams_in_flight.clone(),
     );
-    let certificate = match &settings.tls {
-        TlsMode::ClearText => None,
-        TlsMode::SelfSigned => Some(tls::server_tls(None, &settings.tls_options)?),
-        TlsMode::Certificate(folder) => Some(tls::server_tls(Some(folder), &settings.tls_options)?),
-    };
-    let (certificate, reload) = match certificate {
-        Some(tls) => (Some(tls.config), tls.reload),
-        None => (None, None),
-    };
+    let (certificate, reload) = secured(settings)?
+        .map(|tls| (tls.config, tls.reload))
+        .unzip();
     let mut followers = JoinSet::new();
-    if let Some(reload) = reload {
+    if let Some(reload) = reload.flatten() {
         followers.spawn(reload.run());
     }
     let limits = PortLimits {
@@ -227,6 +222,16 @@ async fn serve_ports(
     }
     warn!(drain_timeout = ?settings.drain_timeout, "streams were still open after the drain");
     Ok(())
+}
+
+/// TLS of the ext_proc port, where it is wanted.
+fn secured(settings: &Settings) -> anyhow::Result<Option<tls::Tls>> {
+    let folder = match &settings.tls {
+        TlsMode::ClearText => return Ok(None),
+        TlsMode::SelfSigned => None,
+        TlsMode::Certificate(folder) => Some(folder.as_path()),
+    };
+    Ok(Some(tls::server_tls(folder, &settings.tls_options)?))
 }
 
 async fn bind(

@@ -51,7 +51,7 @@ fn any_config() -> impl Strategy<Value = String> {
             for (at, (of, name, named)) in plugins.iter().enumerate() {
                 let type_name = FIELD_TYPES[*of].0;
                 let name = if *named { format!("{name}{at}") } else { type_name.to_owned() };
-                let _ = write!(text, "- {{type: {type_name}, name: \"{name}\"}}\n");
+                let _ = writeln!(text, "- {{type: {type_name}, name: \"{name}\"}}");
                 names.push((name, FIELD_TYPES[*of].1));
             }
             if names.is_empty() {
@@ -66,9 +66,9 @@ fn any_config() -> impl Strategy<Value = String> {
                     if *kind == PluginKind::Picker {
                         continue;
                     }
-                    let _ = write!(text, "  - pluginRef: \"{name}\"\n");
+                    let _ = writeln!(text, "  - pluginRef: \"{name}\"");
                     if let Some(weight) = weight {
-                        let _ = write!(text, "    weight: {weight}\n");
+                        let _ = writeln!(text, "    weight: {weight}");
                     }
                 }
             }
@@ -77,7 +77,7 @@ fn any_config() -> impl Strategy<Value = String> {
             }
             text += "flowControl:\n  priorityBands:\n";
             for (priority, bytes, share, ttl) in &bands {
-                let _ = write!(text, "  - {{priority: {priority}, maxBytes: {bytes}, minShare: {share}, requestTTL: {ttl}s}}\n");
+                let _ = writeln!(text, "  - {{priority: {priority}, maxBytes: {bytes}, minShare: {share}, requestTTL: {ttl}s}}");
             }
             if bands.is_empty() {
                 text += "    []\n";
