@@ -161,6 +161,11 @@ pub fn suggestion<'a>(given: &str, known: impl IntoIterator<Item = &'a str>) -> 
     }
 }
 
+/// A warning, cut where it is long.
+pub(super) fn shortened_warning(warning: &str) -> String {
+    shortened(warning, REASON_CHARS_MAX)
+}
+
 fn shortened(text: &str, chars: usize) -> String {
     match text.char_indices().nth(chars) {
         Some((end, _)) => format!("{}…", &text[..end]),

@@ -283,6 +283,8 @@ impl Node {
 
 #[cfg(test)]
 mod tests {
+    use std::fmt::Write as _;
+
     use proptest::prelude::*;
 
     use super::*;
@@ -334,7 +336,7 @@ mod tests {
         let mut bomb = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n".to_owned();
         for level in 1..12 {
             let one = format!("*a{}, ", level - 1);
-            bomb.push_str(&format!("a{level}: &a{level} [{}x]\n", one.repeat(10)));
+            let _ = writeln!(bomb, "a{level}: &a{level} [{}x]", one.repeat(10));
         }
         assert!(reason(&bomb).contains("alias"), "{}", reason(&bomb));
         let many = format!("a: [{}]\n", "&x 1, ".repeat(20_000));
@@ -345,9 +347,10 @@ mod tests {
     fn depth_and_size_are_bounded_in_every_style() {
         let lists = format!("a: {}1", "- ".repeat(400_000));
         let flow = format!("a: {}", "[".repeat(500_000));
-        let indented: String = (0..120)
-            .map(|at| format!("{}k:\n", " ".repeat(at)))
-            .collect();
+        let mut indented = String::new();
+        for at in 0..120 {
+            let _ = writeln!(indented, "{}k:", " ".repeat(at));
+        }
         let dashes = "- ".repeat(80) + "1";
         let braces = "{a: ".repeat(200) + "1" + &"}".repeat(200);
         for text in [

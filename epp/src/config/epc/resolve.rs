@@ -13,7 +13,7 @@ use super::draft::{DataLayerDraft, Draft, ProfileDraft, ProfilePluginDraft};
 use super::resolve_plugins::kind_name;
 use crate::config::fields::Located;
 use crate::config::plugins::PluginKind;
-use crate::config::problems::{Problems, shown, suggestion};
+use crate::config::problems::{Problems, shortened_warning, shown, suggestion};
 use crate::config::resolved::{
     DataLayerSpec, FeatureGates, PluginSpec, ProfilePluginSpec, ProfileSpec, ResolvedConfig,
     SourceSpec,
@@ -63,6 +63,9 @@ pub(super) fn resolve(
     let parsers = resolver.parsers(&draft.parsers);
     resolver.add_needed(&draft.plugins);
     resolver.warnings.truncate(WARNINGS_MAX);
+    for warning in &mut resolver.warnings {
+        *warning = shortened_warning(warning);
+    }
     if !problems.is_empty() {
         return None;
     }

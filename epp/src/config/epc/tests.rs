@@ -70,7 +70,7 @@ fn no_configuration_is_the_fields_default() {
         name(&config, flow.saturation_detector),
         "utilization-detector"
     );
-    assert_eq!(flow.default_request_ttl, Some(Duration::from_secs(60)));
+    assert_eq!(flow.default_request_ttl, Some(Duration::from_mins(1)));
     assert_eq!(flow.default_band.max_bytes, 1_000_000_000);
     assert_eq!(flow.default_band.max_requests, 5000);
     assert!(!config.gates.flow_control && config.gates.ha_populate_non_leader_datastore);
@@ -126,7 +126,7 @@ fn flow_control_configuration_loads() {
     assert_eq!(flow.max_bytes, Some(2 << 30));
     assert_eq!(flow.max_requests, None, "0 means unlimited");
     assert_eq!(flow.default_request_ttl, None, "0s means no limit");
-    assert_eq!(flow.no_endpoint_request_ttl, Some(Duration::from_secs(300)));
+    assert_eq!(flow.no_endpoint_request_ttl, Some(Duration::from_mins(5)));
     assert_eq!(flow.default_negative_band.max_requests, 50);
     let [high, low] = flow.bands.as_slice() else {
         panic!("{:?}", flow.bands)

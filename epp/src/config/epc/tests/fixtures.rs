@@ -11,7 +11,7 @@ use crate::config::resolved::ResolvedConfig;
 
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default, rename_all = "camelCase")]
-pub(in crate::config) struct Threshold {
+pub(in crate::config) struct Detector {
     queue_depth_threshold: u32,
     kv_cache_util_threshold: f64,
     nested: Vec<Limits>,
@@ -23,7 +23,7 @@ pub(in crate::config) struct Limits {
     max_value: u32,
 }
 
-impl Default for Threshold {
+impl Default for Detector {
     fn default() -> Self {
         Self {
             queue_depth_threshold: 5,
@@ -33,7 +33,7 @@ impl Default for Threshold {
     }
 }
 
-impl Parameters for Threshold {
+impl Parameters for Detector {
     fn validate(&self) -> Result<(), ParameterError> {
         if self.queue_depth_threshold == 0 {
             return Err(ParameterError::new(
@@ -45,16 +45,16 @@ impl Parameters for Threshold {
     }
 }
 
-fn any(given: &Value) -> Result<Value, ParameterError> {
-    Ok(match given {
+fn any(given: &Value) -> Value {
+    match given {
         Value::Null => Value::Object(Map::new()),
         given => given.clone(),
-    })
+    }
 }
 
-fn prefix(given: &Value) -> Result<Value, ParameterError> {
+fn prefix(given: &Value) -> Value {
     let name = given.get("prefixMatchInfoProducerName");
-    Ok(json!({"prefixMatchInfoProducerName": name.cloned().unwrap_or(json!(""))}))
+    json!({"prefixMatchInfoProducerName": name.cloned().unwrap_or(json!(""))})
 }
 
 pub(in crate::config) fn catalogue() -> Catalogue {
@@ -63,10 +63,10 @@ pub(in crate::config) fn catalogue() -> Catalogue {
         kind: *kind,
         stage: *stage,
         check: match *name {
-            "utilization-detector" => plugins::check::<Threshold>,
+            "utilization-detector" => plugins::check::<Detector>,
             "queue-scorer" | "max-score-picker" => plugins::check::<NoParameters>,
-            "prefix-cache-scorer" => prefix,
-            _ => any,
+            "prefix-cache-scorer" => |given| Ok(prefix(given)),
+            _ => |given| Ok(any(given)),
         },
     }))
 }

@@ -1,5 +1,7 @@
 //! What is shown is what is loaded.
 
+use std::fmt::Write as _;
+
 use proptest::prelude::*;
 
 use super::fixtures::catalogue;
@@ -49,24 +51,24 @@ fn any_config() -> impl Strategy<Value = String> {
             for (at, (of, name, named)) in plugins.iter().enumerate() {
                 let type_name = FIELD_TYPES[*of].0;
                 let name = if *named { format!("{name}{at}") } else { type_name.to_owned() };
-                text += &format!("- {{type: {type_name}, name: \"{name}\"}}\n");
+                let _ = writeln!(text, "- {{type: {type_name}, name: \"{name}\"}}");
                 names.push((name, FIELD_TYPES[*of].1));
             }
             if names.is_empty() {
                 text += "  []\n";
             }
-            text += &format!("dataLayer: {{injectDefaults: {inject}}}\nschedulingProfiles:\n");
+            let _ = write!(text, "dataLayer: {{injectDefaults: {inject}}}\nschedulingProfiles:\n");
             let listed: Vec<_> = profiles.iter().filter(|_| !names.is_empty()).collect();
             for (at, profile) in listed.iter().enumerate() {
-                text += &format!("- name: p{at}\n  plugins:\n");
+                let _ = write!(text, "- name: p{at}\n  plugins:\n");
                 for (plugin, weight) in *profile {
                     let (name, kind) = &names[plugin % names.len()];
                     if *kind == PluginKind::Picker {
                         continue;
                     }
-                    text += &format!("  - pluginRef: \"{name}\"\n");
+                    let _ = writeln!(text, "  - pluginRef: \"{name}\"");
                     if let Some(weight) = weight {
-                        text += &format!("    weight: {weight}\n");
+                        let _ = writeln!(text, "    weight: {weight}");
                     }
                 }
             }
@@ -75,7 +77,7 @@ fn any_config() -> impl Strategy<Value = String> {
             }
             text += "flowControl:\n  priorityBands:\n";
             for (priority, bytes, share, ttl) in &bands {
-                text += &format!("  - {{priority: {priority}, maxBytes: {bytes}, minShare: {share}, requestTTL: {ttl}s}}\n");
+                let _ = writeln!(text, "  - {{priority: {priority}, maxBytes: {bytes}, minShare: {share}, requestTTL: {ttl}s}}");
             }
             if bands.is_empty() {
                 text += "    []\n";
