@@ -324,8 +324,11 @@ fn shares_beyond_the_whole_are_scaled_down() {
             .iter()
             .filter(|ticket| *ticket % 4 == priority)
             .count();
-        let expected = if priority == 3 { 10 } else { 30 };
-        assert_eq!(count, expected, "priority {priority}");
+        let expected: usize = if priority == 3 { 10 } else { 30 };
+        assert!(
+            expected.abs_diff(count) <= 1,
+            "priority {priority}: {count}"
+        );
     }
 }
 
