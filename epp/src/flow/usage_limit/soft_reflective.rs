@@ -72,7 +72,7 @@ mod tests {
     fn lower_bands_are_slowed_down_first_and_stopped_last() {
         assert_eq!(open_in_12(0.3), [12, 12, 12]);
         // The lowest reflects at 1 - s and is open once in s / (1 - s) calls.
-        assert_eq!(open_in_12(0.6), [12, 12, 6]);
+        assert_eq!(open_in_12(0.62), [12, 12, 6]);
         assert_eq!(open_in_12(0.75), [12, 4, 4]);
         assert_eq!(open_in_12(1.0), [12, 0, 0]);
     }
