@@ -288,15 +288,15 @@ mod tests {
         )
     }
 
-    fn ended(token: LeaseToken) -> Result<Report, Malformed> {
-        Ok(Report::Ended(token, Outcome::new(End::Completed)))
+    fn ended(token: LeaseToken) -> Report {
+        Report::Ended(token, Outcome::new(End::Completed))
     }
 
     #[test]
     fn entry_that_overtakes_the_parking_ends_the_exchange_as_it_parks() {
         let (leases, ends) = leases(10);
         let lease = leases.open();
-        leases.report(ended(lease.token()));
+        leases.report(Ok(ended(lease.token())));
         assert_eq!(*ends.lock(), []);
         lease.park(Noting(Arc::clone(&ends)));
         assert_eq!(*ends.lock(), [End::Completed]);
@@ -307,7 +307,7 @@ mod tests {
     fn dropped_lease_is_closed() {
         let (leases, _) = leases(10);
         let token = leases.open().token();
-        leases.report(ended(token));
+        leases.report(Ok(ended(token)));
         assert_eq!(leases.counters().late.load(Relaxed), 1);
     }
 
@@ -335,7 +335,7 @@ mod tests {
         });
         tokio::task::yield_now().await;
         assert!(!waits.is_finished());
-        leases.report(ended(token));
+        leases.report(Ok(ended(token)));
         waits.await.expect("emptied");
     }
 }

@@ -132,91 +132,64 @@ fn balancers_own_word_for_the_endpoint_comes_first() {
 
 type Adjust = fn(&mut AccessLogCommon, &mut HttpResponseProperties);
 
+const CLIENT_IN_MID_STREAM: Adjust = |common, response| {
+    flags(common, |flags| {
+        flags.downstream_connection_termination = true;
+    });
+    response.response_code_details = "downstream_remote_disconnect".to_owned();
+};
+
+const CLIENT_BEFORE_THE_FIRST_BYTE: Adjust = |common, response| {
+    flags(common, |flags| {
+        flags.downstream_connection_termination = true;
+    });
+    common.time_to_first_upstream_rx_byte = None;
+    response.response_code = None;
+};
+
+const UPSTREAM_DIES: Adjust = |common, response| {
+    flags(common, |flags| flags.upstream_protocol_error = true);
+    response.response_code_details =
+        "upstream_reset_after_response_started{protocol_error}".to_owned();
+};
+
+const LOCAL_RATE_LIMIT: Adjust = |common, response| {
+    flags(common, |flags| flags.rate_limited = true);
+    common.time_to_first_upstream_rx_byte = None;
+    common.upstream_request_attempt_count = 0;
+    response.response_code = Some(UInt32Value { value: 429 });
+    response.response_code_details = "local_rate_limited".to_owned();
+};
+
+const NO_HEALTHY_UPSTREAM: Adjust = |common, response| {
+    common.time_to_first_upstream_rx_byte = None;
+    response.response_code = Some(UInt32Value { value: 503 });
+    response.response_code_details = "no_healthy_upstream".to_owned();
+};
+
+const UPSTREAM_500: Adjust = |_, response| {
+    response.response_code = Some(UInt32Value { value: 500 });
+};
+
+const WITHOUT_DETAILS: Adjust = |_, response| response.response_code_details.clear();
+
 #[test]
 fn each_way_to_end_has_its_reason() {
-    let client_in_mid_stream: Adjust = |common, response| {
-        flags(common, |flags| {
-            flags.downstream_connection_termination = true
-        });
-        response.response_code_details = "downstream_remote_disconnect".to_owned();
-    };
-    let client_before_the_first_byte: Adjust = |common, response| {
-        flags(common, |flags| {
-            flags.downstream_connection_termination = true
-        });
-        common.time_to_first_upstream_rx_byte = None;
-        response.response_code = None;
-    };
-    let upstream_dies: Adjust = |common, response| {
-        flags(common, |flags| flags.upstream_protocol_error = true);
-        response.response_code_details =
-            "upstream_reset_after_response_started{protocol_error}".to_owned();
-    };
-    let local_rate_limit: Adjust = |common, response| {
-        flags(common, |flags| flags.rate_limited = true);
-        common.time_to_first_upstream_rx_byte = None;
-        common.upstream_request_attempt_count = 0;
-        response.response_code = Some(UInt32Value { value: 429 });
-        response.response_code_details = "local_rate_limited".to_owned();
-    };
-    let no_healthy_upstream: Adjust = |common, response| {
-        common.time_to_first_upstream_rx_byte = None;
-        response.response_code = Some(UInt32Value { value: 503 });
-        response.response_code_details = "no_healthy_upstream".to_owned();
-    };
-    let upstream_500: Adjust =
-        |_, response| response.response_code = Some(UInt32Value { value: 500 });
-    let without_details: Adjust = |_, response| response.response_code_details.clear();
-    for (name, adjust, reason, status) in [
-        (
-            "client leaves",
-            client_in_mid_stream,
-            EndReason::ClientLeft,
-            Some(200),
-        ),
-        (
-            "client leaves early",
-            client_before_the_first_byte,
-            EndReason::ClientLeft,
-            None,
-        ),
-        (
-            "upstream dies",
-            upstream_dies,
-            EndReason::UpstreamDied,
-            Some(200),
-        ),
-        (
-            "rate limit after the pick",
-            local_rate_limit,
-            EndReason::LocalReply,
-            Some(429),
-        ),
-        (
-            "no healthy upstream",
-            no_healthy_upstream,
-            EndReason::LocalReply,
-            Some(503),
-        ),
-        (
-            "upstream answers 500",
-            upstream_500,
-            EndReason::Completed,
-            Some(500),
-        ),
-        (
-            "no details",
-            without_details,
-            EndReason::Completed,
-            Some(200),
-        ),
+    use EndReason::{ClientLeft, Completed, LocalReply, UpstreamDied};
+    for (adjust, reason, status) in [
+        (CLIENT_IN_MID_STREAM, ClientLeft, Some(200)),
+        (CLIENT_BEFORE_THE_FIRST_BYTE, ClientLeft, None),
+        (UPSTREAM_DIES, UpstreamDied, Some(200)),
+        (LOCAL_RATE_LIMIT, LocalReply, Some(429)),
+        (NO_HEALTHY_UPSTREAM, LocalReply, Some(503)),
+        (UPSTREAM_500, Completed, Some(500)),
+        (WITHOUT_DETAILS, Completed, Some(200)),
     ] {
         let outcome = ended(adjust);
-        assert_eq!(outcome.reason, reason, "{name}");
-        assert_eq!(outcome.status, status, "{name}");
-        let is_whole = matches!(reason, EndReason::Completed | EndReason::LocalReply);
-        assert_eq!(outcome.end == End::Completed, is_whole, "{name}");
-        assert_eq!(outcome.measured.duration_us, Some(2_500_000), "{name}");
+        assert_eq!((outcome.reason, outcome.status), (reason, status));
+        let is_whole = matches!(reason, Completed | LocalReply);
+        assert_eq!(outcome.end == End::Completed, is_whole, "{reason:?}");
+        assert_eq!(outcome.measured.duration_us, Some(2_500_000), "{reason:?}");
     }
 }
 

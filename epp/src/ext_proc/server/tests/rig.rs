@@ -375,8 +375,7 @@ impl Envoy {
     /// The next body chunk, of either direction.
     pub(super) async fn chunk(&mut self) -> (Vec<u8>, bool) {
         let answer = self.answer().await;
-        let (Some(Answered::RequestBody(body)) | Some(Answered::ResponseBody(body))) =
-            answer.response
+        let Some(Answered::RequestBody(body) | Answered::ResponseBody(body)) = answer.response
         else {
             panic!("not a body answer");
         };
