@@ -24,6 +24,7 @@ pub mod client;
 pub mod eventually;
 pub mod exposition;
 pub mod kv_events;
+pub mod log_sink;
 pub mod silent;
 pub mod task;
 pub mod upstream;

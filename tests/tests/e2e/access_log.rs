@@ -6,11 +6,15 @@
 
 mod crash;
 mod ends;
+mod entries;
 mod losses;
 
 use anyhow::Result;
-use pointsman_loadtest::stack::{EnvoyChoice, StackOptions, TESTED_VERSIONS};
+use http_body_util::{BodyExt, Full};
+use pointsman_loadtest::stack::{EnvoyChoice, FilterPlace, StackOptions, TESTED_VERSIONS};
 use pointsman_tests::client::Response;
+use pointsman_tests::upstream::{Answer, Received};
+use serde_json::json;
 
 /// Runs `test` on each Envoy, one after the other; a failure names the version.
 async fn on_each_envoy(test: impl AsyncFn(StackOptions) -> Result<()>) -> Result<()> {
@@ -30,4 +34,34 @@ async fn read_to_done(response: Response) -> Result<()> {
     let last = events.last().map(|event| event.data.as_str());
     anyhow::ensure!(last == Some("[DONE]"), "the last event is {last:?}");
     Ok(())
+}
+
+/// Larger than what Envoy's filters would buffer at the most: none may hold it back.
+async fn whole_answer(_request: Received) -> Answer {
+    let body = json!({
+        "object": "chat.completion",
+        "choices": [{"index": 0, "finish_reason": "stop",
+            "message": {"role": "assistant", "content": "a".repeat(2 << 20)}}],
+        "usage": {"prompt_tokens": 30, "completion_tokens": 2, "total_tokens": 32},
+    });
+    let mut response = http::Response::new(Full::from(body.to_string()).boxed());
+    let json = http::HeaderValue::from_static("application/json");
+    response.headers_mut().insert("content-type", json);
+    Ok(response)
+}
+
+/// Lets one request pass behind epp, and no other within the hour.
+fn rate_limited(options: StackOptions) -> StackOptions {
+    let always = json!({"default_value": {"numerator": 100}});
+    let filter = json!({
+        "name": "envoy.filters.http.local_ratelimit",
+        "typed_config": {
+            "@type": "type.googleapis.com/envoy.extensions.filters.http.local_ratelimit.v3.LocalRateLimit",
+            "stat_prefix": "test",
+            "token_bucket": {"max_tokens": 1, "tokens_per_fill": 1, "fill_interval": "3600s"},
+            "filter_enabled": always,
+            "filter_enforced": always,
+        },
+    });
+    options.filter(FilterPlace::AfterPick, filter)
 }

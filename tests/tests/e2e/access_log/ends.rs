@@ -4,14 +4,13 @@
 use anyhow::{Result, ensure};
 use bytes::Bytes;
 use http::StatusCode;
-use http_body_util::{BodyExt, Empty, Full};
-use pointsman_loadtest::stack::{FilterPlace, Stack, StackOptions, UsageFilter};
+use http_body_util::{BodyExt, Empty};
+use pointsman_loadtest::stack::{Stack, UsageFilter};
 use pointsman_tests::chat::Chat;
-use pointsman_tests::upstream::{Answer, Received, Upstream};
+use pointsman_tests::upstream::Upstream;
 use pointsman_tests::witness::{Witness, epp_series};
-use serde_json::json;
 
-use super::{on_each_envoy, read_to_done};
+use super::{on_each_envoy, rate_limited, read_to_done, whole_answer};
 
 /// Nothing is in flight, so many entries came, and no lease ran out: 60 s would have to pass first.
 async fn settled(stack: &Stack, entries: u64) -> Result<()> {
@@ -68,20 +67,6 @@ async fn a_whole_answer_is_counted_where_envoy_can() -> Result<()> {
         Ok(())
     })
     .await
-}
-
-/// Larger than what Envoy's filters would buffer at the most: none may hold it back.
-async fn whole_answer(_request: Received) -> Answer {
-    let body = json!({
-        "object": "chat.completion",
-        "choices": [{"index": 0, "finish_reason": "stop",
-            "message": {"role": "assistant", "content": "a".repeat(2 << 20)}}],
-        "usage": {"prompt_tokens": 30, "completion_tokens": 2, "total_tokens": 32},
-    });
-    let mut response = http::Response::new(Full::from(body.to_string()).boxed());
-    let json = http::HeaderValue::from_static("application/json");
-    response.headers_mut().insert("content-type", json);
-    Ok(response)
 }
 
 #[tokio::test]
@@ -177,22 +162,6 @@ async fn a_refusal_by_every_endpoint_frees_its_lease() -> Result<()> {
         settled(&stack, 1).await
     })
     .await
-}
-
-/// Lets one request an hour pass, behind epp.
-fn rate_limited(options: StackOptions) -> StackOptions {
-    let always = json!({"default_value": {"numerator": 100}});
-    let filter = json!({
-        "name": "envoy.filters.http.local_ratelimit",
-        "typed_config": {
-            "@type": "type.googleapis.com/envoy.extensions.filters.http.local_ratelimit.v3.LocalRateLimit",
-            "stat_prefix": "test",
-            "token_bucket": {"max_tokens": 1, "tokens_per_fill": 1, "fill_interval": "3600s"},
-            "filter_enabled": always,
-            "filter_enforced": always,
-        },
-    });
-    options.filter(FilterPlace::AfterPick, filter)
 }
 
 /// Envoy answers by itself when the pick is made already. No endpoint hears of it, so nobody but the log can tell.
