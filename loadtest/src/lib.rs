@@ -5,11 +5,14 @@
 //! - [`chats`]: the conversations that are sent; deterministic, so that two runs send the same.
 //! - [`client`]: a streaming OpenAI client that takes the times where a user would feel them.
 //! - [`demo`]: `cargo demo`, the same chats with round robin and with epp, side by side.
+//! - [`overhead`]: what epp costs, in CPU and in time, through the same Envoy with and without it.
 //!
 //! The client reads JSON with its own small types and not with those of `pointsman-proto`: what measures a server
 //! must not share its mistakes.
 
 pub mod chats;
 pub mod client;
+mod console;
 pub mod demo;
+pub mod overhead;
 pub mod stack;

@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use pointsman_loadtest::demo;
+use pointsman_loadtest::{demo, overhead};
 
 /// Starts the Pointsman stack on this machine and measures it.
 #[derive(Debug, Parser)]
@@ -17,6 +17,8 @@ struct Arguments {
 enum Command {
     /// The whole stack on this machine: Envoy, three workers, epp. Compares epp with round robin.
     Demo(demo::DemoOptions),
+    /// What epp costs: CPU a request, added latency, CPU when idle. The last line is one JSON object.
+    Overhead(overhead::OverheadOptions),
 }
 
 #[tokio::main]
@@ -24,6 +26,7 @@ async fn main() -> ExitCode {
     let arguments = Arguments::parse_from(without_separator(std::env::args().collect()));
     match arguments.command {
         Command::Demo(options) => demo::run(options).await,
+        Command::Overhead(options) => overhead::run(options).await,
     }
 }
 
@@ -46,8 +49,10 @@ mod tests {
     fn parsed_check(arguments: &[&str]) -> bool {
         let arguments = arguments.iter().map(ToString::to_string).collect();
         let parsed = Arguments::try_parse_from(without_separator(arguments)).unwrap();
-        let Command::Demo(options) = parsed.command;
-        options.check
+        match parsed.command {
+            Command::Demo(options) => options.check,
+            Command::Overhead(_) => panic!("another command"),
+        }
     }
 
     #[test]

@@ -25,6 +25,8 @@ pub mod client;
 pub mod eventually;
 pub mod exposition;
 pub mod kv_events;
+pub mod log_sink;
+pub mod silent;
 pub mod task;
 pub mod upstream;
 pub mod witness;

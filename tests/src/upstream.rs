@@ -6,8 +6,8 @@
 
 use std::convert::Infallible;
 use std::io::{self, ErrorKind};
-use std::net::SocketAddr;
-use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::{Context, Result};
@@ -37,6 +37,14 @@ type Handler = Arc<dyn Fn(Received) -> BoxFuture<'static, Answer> + Send + Sync>
 /// Requests that one upstream remembers; a test that sends more than this is told so by a panic in the upstream.
 const REQUESTS_MAX: usize = 4096;
 
+/// What [`Upstream::held_streams`] sends. It holds after the first, and says at the end what it counted.
+pub const HELD_EVENTS: [&str; 4] = [
+    r#"{"object":"chat.completion.chunk","choices":[{"index":0,"delta":{"content":"One"}}]}"#,
+    r#"{"object":"chat.completion.chunk","choices":[{"index":0,"delta":{"content":" two."},"finish_reason":"stop"}]}"#,
+    r#"{"object":"chat.completion.chunk","choices":[],"usage":{"prompt_tokens":70,"completion_tokens":10,"total_tokens":80,"prompt_tokens_details":{"cached_tokens":64}}}"#,
+    "[DONE]",
+];
+
 /// One request as it arrived, read to its end.
 #[derive(Clone, Debug)]
 pub struct Received {
@@ -60,6 +68,7 @@ struct State {
     handler: Handler,
     connections: AtomicUsize,
     waiting: AtomicU32,
+    ill: AtomicBool,
     requests: Mutex<Vec<Received>>,
 }
 
@@ -125,13 +134,49 @@ impl Upstream {
         Self::answering(|_| async { Err(ErrorKind::ConnectionAborted.into()) }).await
     }
 
+    /// Streams to each request the first event of a chat, and the rest once the gate opens; see [`HELD_EVENTS`].
+    pub async fn held_streams() -> Result<(Self, Gate)> {
+        let gate = Gate {
+            inner: Arc::new(GateState::default()),
+        };
+        let state = Arc::clone(&gate.inner);
+        let upstream = Self::answering(move |_| {
+            let state = Arc::clone(&state);
+            async move {
+                let frames = stream::unfold((state, 0_usize), async |(state, sent)| {
+                    let event = *HELD_EVENTS.get(sent)?;
+                    if sent == 1 {
+                        state.arrived.send_modify(|arrived| *arrived += 1);
+                        drop(state.open.acquire().await);
+                    }
+                    let frame = Frame::data(Bytes::from(format!("data: {event}\n\n")));
+                    Some((Ok::<_, Infallible>(frame), (state, sent + 1)))
+                });
+                let mut response = ok(BodyExt::boxed(StreamBody::new(frames)));
+                let content_type = http::HeaderValue::from_static("text/event-stream");
+                response.headers_mut().insert(CONTENT_TYPE, content_type);
+                Ok(response)
+            }
+        });
+        Ok((upstream.await?, gate))
+    }
+
     /// Answers with what `answer` makes of each request.
     pub async fn answering<F, A>(answer: F) -> Result<Self>
     where
         F: Fn(Received) -> A + Send + Sync + 'static,
         A: Future<Output = Answer> + Send + 'static,
     {
-        let listener = TcpListener::bind("127.0.0.1:0")
+        Self::answering_at(IpAddr::V4(Ipv4Addr::LOCALHOST), answer).await
+    }
+
+    /// The same on another address of this machine.
+    pub async fn answering_at<F, A>(address: IpAddr, answer: F) -> Result<Self>
+    where
+        F: Fn(Received) -> A + Send + Sync + 'static,
+        A: Future<Output = Answer> + Send + 'static,
+    {
+        let listener = TcpListener::bind((address, 0))
             .await
             .context("bind an upstream")?;
         let address = listener.local_addr()?;
@@ -139,6 +184,7 @@ impl Upstream {
             handler: Arc::new(move |request| Box::pin(answer(request))),
             connections: AtomicUsize::new(0),
             waiting: AtomicU32::new(0),
+            ill: AtomicBool::new(false),
             requests: Mutex::new(Vec::new()),
         });
         let (accepting, changed) = watch::channel(true);
@@ -158,6 +204,11 @@ impl Upstream {
     /// Says in its metrics that so many requests wait, which makes it a worse pick.
     pub fn pretend_waiting(&self, requests: u32) {
         self.state.waiting.store(requests, Ordering::Relaxed);
+    }
+
+    /// Answers 503 to health checks from now on, and everything else as before.
+    pub fn fall_ill(&self) {
+        self.state.ill.store(true, Ordering::Relaxed);
     }
 
     /// Closes the listener but keeps the open connections.
@@ -275,7 +326,13 @@ async fn serve_connection(socket: TcpStream, state: Arc<State>) {
 async fn answer(request: Request<Incoming>, state: Arc<State>) -> Answer {
     match request.uri().path() {
         "/metrics" => return Ok(ok(Full::from(exposition(&state)).boxed())),
-        "/health" => return Ok(ok(Full::default().boxed())),
+        "/health" => {
+            let mut response = ok(Full::default().boxed());
+            if state.ill.load(Ordering::Relaxed) {
+                *response.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
+            }
+            return Ok(response);
+        }
         "/kv_event_sources" => {
             let mut response = ok(Full::default().boxed());
             *response.status_mut() = StatusCode::NOT_FOUND;

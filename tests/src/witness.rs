@@ -22,6 +22,16 @@ pub mod epp_series {
     pub const INDEX_BLOCKS: &str = "llm_d_epp_prefix_indexer_size";
     /// Endpoints that answer the scrape.
     pub const READY_ENDPOINTS: &str = "llm_d_epp_ready_endpoints";
+    /// Leases that ended because nobody ended them.
+    pub const EXPIRED_LEASES: &str = "pointsman_expired_leases_total";
+    /// Entries of Envoy's access log that epp received, by `kind`.
+    pub const LOG_ENTRIES: &str = "pointsman_access_log_entries_total";
+    /// Prompt tokens, as the usage of responses says.
+    pub const INPUT_TOKENS: &str = "llm_d_epp_request_input_tokens_sum";
+    /// Generated tokens, as the usage of responses says.
+    pub const OUTPUT_TOKENS: &str = "llm_d_epp_request_output_tokens_sum";
+    /// Prompt tokens that workers had in their caches, as the usage of responses says.
+    pub const CACHED_TOKENS: &str = "llm_d_epp_request_cached_tokens_sum";
     /// Mean number of waiting requests over the endpoints.
     pub const MEAN_QUEUE: &str = "llm_d_epp_average_queue_size";
 }
@@ -94,6 +104,12 @@ pub trait Witness {
         })
         .await;
     }
+
+    /// Waits until epp has received so many entries of this kind from Envoy's access log.
+    async fn log_entries(&self, kind: &str, at_least: u64);
+
+    /// How many leases have ended because nobody ended them; 0 while there is no such series.
+    async fn expired_leases(&self) -> Result<u64>;
 
     /// Waits until epp's index holds at least what the worker caches after this reply.
     async fn index_holds(&self, reply: &Reply) {
@@ -174,6 +190,23 @@ impl Witness for Stack {
         let page = Exposition::parse(&self.epp().metrics().await?)?;
         page.sum(name, &[])
             .with_context(|| format!("epp has no series {name}"))
+    }
+
+    async fn log_entries(&self, kind: &str, at_least: u64) {
+        eventually(&format!("{at_least} entries of kind {kind}"), async || {
+            let page = Exposition::parse(&self.epp().metrics().await?)?;
+            let seen = page.count(epp_series::LOG_ENTRIES, &[("kind", kind)]);
+            ensure!(seen >= Some(at_least), "{seen:?} entries");
+            Ok(())
+        })
+        .await;
+    }
+
+    async fn expired_leases(&self) -> Result<u64> {
+        let page = Exposition::parse(&self.epp().metrics().await?)?;
+        Ok(page
+            .count(epp_series::EXPIRED_LEASES, &[])
+            .unwrap_or_default())
     }
 
     async fn epp_seen(&self, up: bool) -> Result<()> {

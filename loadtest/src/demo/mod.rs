@@ -8,7 +8,6 @@
 //! Without `--check` everything stays up afterwards, to be tried by hand. With it the program exits, and its last
 //! line is one JSON object for a script.
 
-mod console;
 mod phase;
 mod report;
 
@@ -22,11 +21,11 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use crate::chats::{Conversation, Shape, conversations};
 use crate::client::{ChatClient, ChatOptions, Message, Role};
+use crate::console::Console;
 use crate::stack::{
     Binaries, Envoy, EnvoyChoice, MODEL_NAME, Profile, Progress, Stack, StackOptions, Template,
-    Worker, target_folder,
+    Watch, Worker, target_folder,
 };
-use console::Console;
 use phase::run_phase;
 use report::{Comparison, PhaseSummary};
 
@@ -105,7 +104,7 @@ async fn start_and_compare(
         ));
     }
     let round_robin = stack
-        .add_gateway(Template::RoundRobin, console)
+        .add_gateway(Template::RoundRobin, Watch::default(), console)
         .await?
         .chat();
     let epp = stack.chat();

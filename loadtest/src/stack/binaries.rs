@@ -4,6 +4,7 @@
 //! beside the two that are wanted: cargo then unites the features of their libraries as it does for the whole
 //! workspace, so whoever has built or tested the workspace finds everything built.
 
+use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
@@ -83,7 +84,11 @@ pub(crate) fn target_folder() -> PathBuf {
 
 async fn cargo_build(profile: Profile) -> Result<Binaries> {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let output = Command::new(&cargo)
+    let mut command = Command::new(&cargo);
+    for (name, _) in std::env::vars_os().filter(|(name, _)| is_of_a_package(name)) {
+        command.env_remove(name);
+    }
+    let output = command
         .args([
             "build",
             "--message-format",
@@ -114,6 +119,19 @@ async fn cargo_build(profile: Profile) -> Result<Binaries> {
         epp: executable(&messages, "epp")?,
         engine: executable(&messages, "engine")?,
     })
+}
+
+/// Variables that cargo sets for the package whose test or program runs us. Build scripts of libraries watch variables of
+/// these names, and a build that saw them would compile TLS, gRPC and all that stands on them anew each time.
+fn is_of_a_package(name: &OsStr) -> bool {
+    const PREFIXES: [&str; 4] = [
+        "CARGO_MANIFEST_",
+        "CARGO_PKG_",
+        "CARGO_BIN_",
+        "CARGO_CRATE_",
+    ];
+    let name = name.to_string_lossy();
+    PREFIXES.iter().any(|prefix| name.starts_with(prefix)) || name == "CARGO_PRIMARY_PACKAGE"
 }
 
 #[derive(Deserialize)]
@@ -147,6 +165,26 @@ fn executable(messages: &str, name: &str) -> Result<PathBuf> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_describes_a_package_is_kept_from_the_build() {
+        for name in [
+            "CARGO_MANIFEST_DIR",
+            "CARGO_PKG_VERSION_MAJOR",
+            "CARGO_PRIMARY_PACKAGE",
+        ] {
+            assert!(is_of_a_package(OsStr::new(name)), "{name}");
+        }
+        for name in [
+            "CARGO",
+            "CARGO_TARGET_DIR",
+            "CARGO_BUILD_JOBS",
+            "CARGO_HOME",
+            "PATH",
+        ] {
+            assert!(!is_of_a_package(OsStr::new(name)), "{name}");
+        }
+    }
 
     #[test]
     fn finds_the_executable_among_the_messages() {

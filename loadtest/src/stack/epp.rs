@@ -163,7 +163,7 @@ fn flags(
         format!("--grpc-health-port={}", health.port()),
         format!("--metrics-port={}", metrics.port()),
         format!("--tokenizer={model}"),
-        "--secure-serving=false".to_owned(),
+        format!("--secure-serving={}", options.tls),
         "--drain-timeout=2s".to_owned(),
     ];
     if options.template.knows_workers() {

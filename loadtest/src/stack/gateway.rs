@@ -13,6 +13,8 @@ use serde::Deserialize;
 
 use super::access_log::{self, AccessLogEntry};
 use super::envoy::Envoy;
+use super::options::StackOptions;
+use super::parts::{Parts, Watch};
 use super::ports::{free_port, preferred_port};
 use super::process::{Process, ProcessSpec};
 use super::template::{Template, TemplateValues};
@@ -25,15 +27,19 @@ const STOP_GRACE: Duration = Duration::from_secs(3);
 /// How long an entry of the access log is waited for; it is flushed every 20 ms.
 const LOG_DEADLINE: Duration = Duration::from_secs(10);
 const LOG_POLL: Duration = Duration::from_millis(10);
+/// epp's second cluster, which has no health check: Envoy calls its host healthy even when epp is down.
+const UNCHECKED_CLUSTER: &str = "epp_als";
 
 /// What a gateway is started with.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct GatewaySpec<'a> {
     pub(crate) envoy: &'a Envoy,
     pub(crate) template: Template,
+    pub(crate) watch: Watch,
     pub(crate) epp: SocketAddr,
     pub(crate) workers: &'a [SocketAddr],
-    pub(crate) fail_open: bool,
+    /// What else the templates ask for.
+    pub(crate) options: &'a StackOptions,
     /// Taken where it is free.
     pub(crate) port: Option<u16>,
 }
@@ -42,6 +48,7 @@ pub(crate) struct GatewaySpec<'a> {
 #[derive(Debug)]
 pub struct Gateway {
     template: Template,
+    watch: Watch,
     port: u16,
     admin_port: u16,
     access_log: PathBuf,
@@ -57,24 +64,33 @@ impl Gateway {
     ) -> Result<Gateway> {
         let port = spec.port.map_or_else(free_port, preferred_port)?;
         let admin_port = free_port()?;
-        let name = format!("envoy-{}", spec.template.name());
+        let name = process_name(spec.template, spec.watch);
         let access_log = folder.join(format!("{name}.access.log"));
         let configuration = spec.template.render(&TemplateValues {
             listener_port: port,
             admin_port,
             epp: spec.epp,
+            log: spec.options.log_receiver.unwrap_or(spec.epp),
+            renewal: spec.options.renewal,
             workers: spec.workers,
-            fail_open: spec.fail_open,
+            fail_open: spec.options.fail_open,
             access_log: &access_log,
+            parts: Parts {
+                watch: spec.watch,
+                usage: spec.envoy.usage_filter(),
+                tls: spec.options.tls,
+            },
+            filters: &spec.options.filters,
         })?;
         let file = folder.join(format!("{name}.yaml"));
         std::fs::write(&file, configuration)
             .with_context(|| format!("cannot write {}", file.display()))?;
         spec.envoy.validate(&file).await?;
         let process = Process::spawn(&process_spec(name, spec.envoy, &file), folder)?;
-        let (template, http) = (spec.template, http.clone());
+        let http = http.clone();
         Ok(Gateway {
-            template,
+            template: spec.template,
+            watch: spec.watch,
             port,
             admin_port,
             access_log,
@@ -85,6 +101,10 @@ impl Gateway {
 
     pub fn template(&self) -> Template {
         self.template
+    }
+
+    pub fn watch(&self) -> Watch {
+        self.watch
     }
 
     pub fn port(&self) -> u16 {
@@ -196,6 +216,14 @@ impl Gateway {
     }
 }
 
+/// The name of a gateway's process and files. One stack may have two of a template that differ in their watch.
+fn process_name(template: Template, watch: Watch) -> String {
+    match watch {
+        Watch::Stream if template.uses_epp() => format!("envoy-{}-stream", template.name()),
+        _ => format!("envoy-{}", template.name()),
+    }
+}
+
 fn process_spec(name: String, envoy: &Envoy, configuration: &Path) -> ProcessSpec {
     let mut arguments: Vec<String> = [
         "--disable-hot-restart",
@@ -229,6 +257,7 @@ fn parse_hosts(json: &[u8]) -> Result<Vec<Host>> {
     let hosts = clusters
         .cluster_statuses
         .into_iter()
+        .filter(|cluster| cluster.name != UNCHECKED_CLUSTER)
         .flat_map(|cluster| cluster.host_statuses);
     Ok(hosts.map(HostStatus::into_host).collect())
 }
@@ -241,6 +270,8 @@ struct Clusters {
 
 #[derive(Deserialize)]
 struct ClusterStatus {
+    #[serde(default)]
+    name: String,
     #[serde(default)]
     host_statuses: Vec<HostStatus>,
 }
@@ -280,7 +311,7 @@ impl HostStatus {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::stack::EnvoyChoice;
+    use crate::stack::{EnvoyChoice, TESTED_VERSIONS, UsageFilter};
 
     #[test]
     fn reads_the_health_of_hosts() {
@@ -288,6 +319,8 @@ mod tests {
             {"address":{"socket_address":{"address":"127.0.0.1","port_value":9002}},
              "health_status":{"failed_active_health_check":true,"eds_health_status":"HEALTHY"}},
             {"address":{"pipe":{"path":"/x"}},"health_status":{"eds_health_status":"HEALTHY"}}]},
+            {"name":"epp_als","host_statuses":[
+            {"address":{"socket_address":{"address":"127.0.0.1","port_value":9002}},"health_status":{}}]},
             {"name":"odst"}]}"#;
         let hosts = parse_hosts(json).unwrap();
         let epp = Host {
@@ -306,27 +339,47 @@ mod tests {
         );
     }
 
-    /// The first run on a machine installs Envoy, which takes a while.
+    /// All that a template can be told, one after the other.
+    fn all_parts(usage: UsageFilter) -> Vec<Parts> {
+        let watch = [Watch::AccessLog, Watch::Stream];
+        let parts = watch
+            .iter()
+            .flat_map(|&watch| [false, true].map(|tls| Parts { watch, usage, tls }));
+        parts.collect()
+    }
+
+    /// The first run on a machine installs three Envoys, which takes a while.
     #[tokio::test]
-    async fn envoy_itself_accepts_every_template() {
-        let envoy = Envoy::find(&EnvoyChoice::Any).await.unwrap();
+    async fn each_envoy_itself_accepts_every_template() {
         let folder = tempfile::tempdir().unwrap();
-        for template in Template::ALL {
-            for (workers, fail_open) in [(0_u16, false), (3, true)] {
-                let workers: Vec<SocketAddr> = (0..workers)
-                    .map(|i| SocketAddr::from(([10, 0, 0, 1], 8000 + i)))
-                    .collect();
+        let file = folder.path().join("envoy.yaml");
+        let workers: Vec<SocketAddr> = (0..3)
+            .map(|i| SocketAddr::from(([10, 0, 0, 1], 8000 + i)))
+            .collect();
+        for version in TESTED_VERSIONS {
+            let choice = EnvoyChoice::Version(version.to_owned());
+            let envoy = Envoy::find(&choice).await.unwrap();
+            for (template, parts) in Template::ALL.into_iter().flat_map(|template| {
+                all_parts(envoy.usage_filter())
+                    .into_iter()
+                    .map(move |parts| (template, parts))
+            }) {
                 let values = TemplateValues {
                     listener_port: 8080,
                     admin_port: 9901,
                     epp: "[::1]:9002".parse().unwrap(),
-                    workers: &workers,
-                    fail_open,
+                    log: "[::1]:9002".parse().unwrap(),
+                    renewal: Duration::from_secs(15),
+                    workers: if parts.tls { &workers } else { &[] },
+                    fail_open: parts.tls,
                     access_log: &folder.path().join("access.log"),
+                    parts,
+                    filters: &[],
                 };
-                let file = folder.path().join("envoy.yaml");
                 std::fs::write(&file, template.render(&values).unwrap()).unwrap();
-                envoy.validate(&file).await.unwrap();
+                let validated = envoy.validate(&file).await;
+                validated
+                    .unwrap_or_else(|error| panic!("{version} {template:?} {parts:?}: {error}"));
             }
         }
     }

@@ -2,13 +2,17 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use super::binaries::{Profile, workspace_root};
 use super::envoy::EnvoyChoice;
+use super::parts::{ExtraFilter, FilterPlace, Watch};
 use super::template::Template;
 
 /// The name under which the workers serve the demo model.
 pub const MODEL_NAME: &str = "pointsman-demo";
+/// A quarter of epp's default lease: three reports of a response that runs may be lost.
+const RENEWAL: Duration = Duration::from_secs(15);
 
 /// How a stack is put together; each method changes one thing.
 #[derive(Clone, Debug)]
@@ -22,6 +26,11 @@ pub struct StackOptions {
     pub(crate) epp_flags: Vec<String>,
     pub(crate) environment: Vec<(String, String)>,
     pub(crate) template: Template,
+    pub(crate) watch: Watch,
+    pub(crate) renewal: Duration,
+    pub(crate) log_receiver: Option<SocketAddr>,
+    pub(crate) tls: bool,
+    pub(crate) filters: Vec<ExtraFilter>,
     pub(crate) fail_open: bool,
     pub(crate) gateway_port: Option<u16>,
     pub(crate) envoy: EnvoyChoice,
@@ -35,7 +44,8 @@ impl Default for StackOptions {
 }
 
 impl StackOptions {
-    /// One worker with the demo model, epp, and Envoy with `override_host` that fails closed.
+    /// One worker with the demo model, epp, and Envoy with `override_host` that reports through the access log and
+    /// fails closed.
     pub fn new() -> Self {
         Self {
             workers: 1,
@@ -47,6 +57,11 @@ impl StackOptions {
             epp_flags: Vec::new(),
             environment: Vec::new(),
             template: Template::OverrideHost,
+            watch: Watch::default(),
+            renewal: RENEWAL,
+            log_receiver: None,
+            tls: false,
+            filters: Vec::new(),
             fail_open: false,
             gateway_port: None,
             envoy: EnvoyChoice::Any,
@@ -116,6 +131,41 @@ impl StackOptions {
     #[must_use]
     pub fn template(mut self, template: Template) -> Self {
         self.template = template;
+        self
+    }
+
+    /// How epp learns of responses; by default through Envoy's access log.
+    #[must_use]
+    pub fn watch(mut self, watch: Watch) -> Self {
+        self.watch = watch;
+        self
+    }
+
+    /// How often Envoy reports a response that still runs.
+    #[must_use]
+    pub fn renewal(mut self, interval: Duration) -> Self {
+        self.renewal = interval;
+        self
+    }
+
+    /// Sends Envoy's reports of responses there, and not to epp.
+    #[must_use]
+    pub fn log_receiver(mut self, address: SocketAddr) -> Self {
+        self.log_receiver = Some(address);
+        self
+    }
+
+    /// Has epp serve TLS with a certificate of its own making, and Envoy connect with it.
+    #[must_use]
+    pub fn tls(mut self) -> Self {
+        self.tls = true;
+        self
+    }
+
+    /// Adds an HTTP filter, one item of Envoy's `http_filters`, to the gateway.
+    #[must_use]
+    pub fn filter(mut self, place: FilterPlace, filter: serde_json::Value) -> Self {
+        self.filters.push(ExtraFilter { place, filter });
         self
     }
 

@@ -12,6 +12,7 @@ use super::envoy::Envoy;
 use super::epp::{Epp, NamedEndpoint};
 use super::gateway::{Gateway, GatewaySpec};
 use super::options::StackOptions;
+use super::parts::Watch;
 use super::progress::{Progress, Silent};
 use super::template::Template;
 use super::worker::Worker;
@@ -67,7 +68,7 @@ impl Stack {
         progress.ready();
 
         let gateways = Vec::new();
-        let (template, port) = (options.template, options.gateway_port);
+        let (template, watch, port) = (options.template, options.watch, options.gateway_port);
         let mut stack = Stack {
             gateways,
             epp,
@@ -79,7 +80,9 @@ impl Stack {
             http,
             folder,
         };
-        stack.add_gateway_at(template, port, progress).await?;
+        stack
+            .add_gateway_at(template, watch, port, progress)
+            .await?;
         Ok(stack)
     }
 
@@ -98,13 +101,15 @@ impl Stack {
         self.gateway().chat()
     }
 
-    /// Starts one more Envoy in front of the same epp and workers, and returns it when it is ready.
+    /// Starts one more Envoy in front of the same epp and workers, and returns it when it is ready. No two gateways of
+    /// a stack may have both template and watch in common: their files would be the same.
     pub async fn add_gateway(
         &mut self,
         template: Template,
+        watch: Watch,
         progress: &dyn Progress,
     ) -> Result<&Gateway> {
-        self.add_gateway_at(template, None, progress).await
+        self.add_gateway_at(template, watch, None, progress).await
     }
 
     pub fn epp(&self) -> &Epp {
@@ -167,6 +172,7 @@ impl Stack {
     async fn add_gateway_at(
         &mut self,
         template: Template,
+        watch: Watch,
         port: Option<u16>,
         progress: &dyn Progress,
     ) -> Result<&Gateway> {
@@ -179,9 +185,10 @@ impl Stack {
         let spec = GatewaySpec {
             envoy: &self.envoy,
             template,
+            watch,
             epp: self.epp.address(),
             workers: &workers,
-            fail_open: self.options.fail_open,
+            options: &self.options,
             port,
         };
         let gateway = Gateway::spawn(spec, self.folder.path(), &self.http).await?;

@@ -5,9 +5,11 @@
 
 use std::net::SocketAddr;
 use std::path::Path;
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 
+use super::parts::{ExtraFilter, Parts, Watch, add_filters, keep_parts};
 use super::render::render;
 
 /// Which gateway.
@@ -27,11 +29,17 @@ pub struct TemplateValues<'a> {
     pub listener_port: u16,
     pub admin_port: u16,
     pub epp: SocketAddr,
+    /// Who receives Envoy's log of responses: epp, unless a test puts something else there.
+    pub log: SocketAddr,
+    /// How often a response that still runs is reported.
+    pub renewal: Duration,
     pub workers: &'a [SocketAddr],
     /// `failure_mode_allow`: serve on while epp is down.
     pub fail_open: bool,
     /// Where the JSON access log goes; created by Envoy.
     pub access_log: &'a Path,
+    pub parts: Parts,
+    pub filters: &'a [ExtraFilter],
 }
 
 impl Template {
@@ -77,11 +85,20 @@ impl Template {
             filled.push(("epp_host", values.epp.ip().to_string()));
             filled.push(("epp_port", values.epp.port().to_string()));
             filled.push(("failure_mode_allow", values.fail_open.to_string()));
+            if values.parts.watch == Watch::AccessLog {
+                filled.push(("log_host", values.log.ip().to_string()));
+                filled.push(("log_port", values.log.port().to_string()));
+                let renewal = format!("{:.3}s", values.renewal.as_secs_f64());
+                filled.push(("renewal_interval", renewal));
+            }
         }
         if self.knows_workers() {
             filled.push(("workers", worker_lines(values.workers)));
         }
-        render(self.text(), &filled).with_context(|| format!("envoy/{}.yaml", self.name()))
+        let file = || format!("envoy/{}.yaml", self.name());
+        let text = keep_parts(self.text(), values.parts).with_context(file)?;
+        let text = render(&text, &filled).with_context(file)?;
+        add_filters(text, values.filters).with_context(file)
     }
 
     fn text(self) -> &'static str {
@@ -116,13 +133,26 @@ mod tests {
     use super::*;
 
     fn rendered(template: Template, workers: &[SocketAddr], access_log: &str) -> String {
+        rendered_with(template, workers, access_log, Parts::default())
+    }
+
+    fn rendered_with(
+        template: Template,
+        workers: &[SocketAddr],
+        access_log: &str,
+        parts: Parts,
+    ) -> String {
         let values = TemplateValues {
             listener_port: 8080,
             admin_port: 9901,
             epp: "[::1]:9002".parse().unwrap(),
+            log: "[::1]:9012".parse().unwrap(),
+            renewal: Duration::from_millis(15_500),
             workers,
             fail_open: true,
             access_log: Path::new(access_log),
+            parts,
+            filters: &[],
         };
         template.render(&values).unwrap()
     }
@@ -158,6 +188,37 @@ mod tests {
     fn a_strange_path_stays_one_string() {
         let text = rendered(Template::RoundRobin, &[], "/tmp/a \"b\": {c}");
         assert!(text.contains(r#"path: "/tmp/a \"b\": {c}" "#), "{text}");
+    }
+
+    #[test]
+    fn the_watch_decides_on_the_modes_and_the_log() {
+        for template in [Template::OverrideHost, Template::OriginalDst] {
+            let log = rendered(template, &[], "/dev/stdout");
+            for part in [
+                "response_body_mode: NONE",
+                "access_log_flush_interval: 15.500s",
+                "port_value: 9012",
+                "name: envoy.filters.http.sse_to_metadata",
+            ] {
+                assert!(log.contains(part), "{template:?} lacks {part}");
+            }
+            assert!(!log.contains("response_header_mode: SEND"), "{template:?}");
+            let parts = Parts {
+                watch: Watch::Stream,
+                ..Parts::default()
+            };
+            let stream = rendered_with(template, &[], "/dev/stdout", parts);
+            let body = "                response_body_mode: FULL_DUPLEX_STREAMED";
+            assert!(stream.contains(body), "{template:?}");
+            for part in [
+                "epp_als",
+                "filters.http.sse_to",
+                "mode: NONE",
+                "flush_interval",
+            ] {
+                assert!(!stream.contains(part), "{template:?} keeps {part}");
+            }
+        }
     }
 
     /// What a client must never choose for itself, in both templates that let epp route.

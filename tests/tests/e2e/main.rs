@@ -3,8 +3,10 @@
 //! One binary, so that it links once. Every test has a stack of its own: what one kills, no other misses, and any of
 //! them runs alone by its name.
 
+mod access_log;
 mod engine_signals;
 mod failures;
+mod gateways;
 mod openai_client;
 mod original_dst;
 mod routing;

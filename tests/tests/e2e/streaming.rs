@@ -4,7 +4,7 @@ use anyhow::{Context, Result};
 use bytes::Bytes;
 use futures_util::future::try_join_all;
 use http::{HeaderMap, HeaderValue, Method};
-use pointsman_loadtest::stack::{MODEL_NAME, Stack, StackOptions, Template};
+use pointsman_loadtest::stack::{MODEL_NAME, Stack, StackOptions, Template, Watch};
 use pointsman_tests::chat::{Chat, printable};
 use pointsman_tests::client::{Client, Outgoing};
 use pointsman_tests::exposition::Exposition;
@@ -19,10 +19,14 @@ const REQUESTS_IN_FLIGHT: usize = 1_100;
 /// No clock can decide this test: the upstream sends a piece only when the client has read the one before it.
 #[tokio::test]
 async fn each_piece_passes_before_the_next_is_produced() -> Result<()> {
-    for template in [Template::OverrideHost, Template::OriginalDst] {
+    let templates = [Template::OverrideHost, Template::OriginalDst];
+    let gateways = templates
+        .into_iter()
+        .flat_map(|template| [Watch::AccessLog, Watch::Stream].map(|watch| (template, watch)));
+    for (template, watch) in gateways {
         let (upstream, pieces) = Upstream::stepped().await?;
         let options = StackOptions::new().workers(0).endpoint(upstream.address());
-        let stack = Stack::start(options.template(template)).await?;
+        let stack = Stack::start(options.template(template).watch(watch)).await?;
         let chat = Chat::new().user("One at a time.").streaming();
         let request = stack.post_chat(&chat);
         let mut response = request.send().await?;
@@ -33,10 +37,10 @@ async fn each_piece_passes_before_the_next_is_produced() -> Result<()> {
                 .chunk()
                 .await?
                 .context("the response ended early")?;
-            assert_eq!(chunk, piece, "{template:?}");
+            assert_eq!(chunk, piece, "{template:?} {watch:?}");
         }
         drop(pieces);
-        assert_eq!(response.chunk().await?, None, "{template:?}");
+        assert_eq!(response.chunk().await?, None, "{template:?} {watch:?}");
     }
     Ok(())
 }
@@ -203,7 +207,9 @@ async fn requests_without_a_body_pass() -> Result<()> {
 #[tokio::test]
 async fn eleven_hundred_requests_are_in_flight_at_once() -> Result<()> {
     let (upstream, gate) = Upstream::gated().await?;
-    let stack = Stack::start(StackOptions::new().workers(0).endpoint(upstream.address())).await?;
+    // The costlier way to watch: every request holds a stream of epp for as long as it runs.
+    let options = StackOptions::new().workers(0).watch(Watch::Stream);
+    let stack = Stack::start(options.endpoint(upstream.address())).await?;
     let chat = Chat::new().user("All at once.");
     let requests = (0..REQUESTS_IN_FLIGHT).map(|_| {
         let request = stack.post_chat(&chat);

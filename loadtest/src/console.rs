@@ -1,4 +1,4 @@
-//! What the demo prints on standard output: one numbered line a part, then text.
+//! What the subcommands print on standard output: one numbered line a part, then text.
 
 use std::io::Write;
 use std::sync::{Mutex, PoisonError};
@@ -8,7 +8,7 @@ use crate::stack::Progress;
 
 /// Numbers the parts and times them.
 #[derive(Debug)]
-pub(super) struct Console {
+pub(crate) struct Console {
     steps: usize,
     state: Mutex<State>,
 }
@@ -22,7 +22,7 @@ struct State {
 }
 
 impl Console {
-    pub(super) fn new(steps: usize) -> Self {
+    pub(crate) fn new(steps: usize) -> Self {
         let state = State {
             step: 0,
             began: Instant::now(),
@@ -35,12 +35,12 @@ impl Console {
     }
 
     /// Like [`Progress::begin`], for a part that prints lines of its own.
-    pub(super) fn begin_block(&self, part: &str) {
+    pub(crate) fn begin_block(&self, part: &str) {
         self.start(part, false);
     }
 
     /// Prints a line of its own.
-    pub(super) fn line(&self, text: &str) {
+    pub(crate) fn line(&self, text: &str) {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         let before = if std::mem::take(&mut state.open) {
             "\n"
@@ -79,7 +79,7 @@ impl Progress for Console {
     }
 }
 
-/// A reader that has gone (`cargo demo | head`) must not stop the demo from cleaning up.
+/// A reader that has gone (`cargo demo | head`) must not stop the program from cleaning up.
 fn print(text: &str) {
     let mut out = std::io::stdout().lock();
     let _printed = out.write_all(text.as_bytes()).and_then(|()| out.flush());
