@@ -39,7 +39,7 @@ pub use self::event_indexes::EventIndexes;
 pub use self::exchange::InFlight;
 pub use self::flow_events::FlowMetrics;
 pub use self::policy::{Policy, PolicyError};
-pub use self::pool::{Pool, Pools, Rules};
+pub use self::pool::{Pool, Pools, Rooms, Rules};
 use crate::clock::Clock;
 use crate::ext_proc::{Decider, Intake, Refusal};
 use crate::observe::Metrics;

@@ -5,6 +5,8 @@
 
 #![expect(clippy::unwrap_used, reason = "what fails here fails the test")]
 
+mod support;
+
 use std::sync::Arc;
 
 use pointsman_epp::clock::{Clock, ManualClock};
@@ -12,14 +14,9 @@ use pointsman_epp::ext_proc::usage::TokenUsage;
 use pointsman_epp::ext_proc::{Decider, End, Exchange, Intake, Outcome, RequestHead};
 use pointsman_epp::fleet::kv_events::{BlockSink, EventSource};
 use pointsman_epp::fleet::{EndpointId, EndpointSpec, Fleet, Generation, Scraped, Snapshot};
-use pointsman_epp::flow::UtilizationDetector;
-use pointsman_epp::index::approximate::{ApproximateIndex, PickLimits};
+use pointsman_epp::index::PrefixIndex;
 use pointsman_epp::index::speculative::CONFIRM_MS;
-use pointsman_epp::index::{IndexLimits, PrefixIndex};
-use pointsman_epp::observe::Metrics;
-use pointsman_epp::pipeline::{EventIndexes, InFlight, Options, Parts, Pipeline};
-use pointsman_epp::schedule::Scheduler;
-use pointsman_epp::tokens::{TokenLimits, Tokens};
+use pointsman_epp::pipeline::{EventIndexes, InFlight, Pipeline};
 use pointsman_proto::kv_events::{BlockStored, EngineHash, Event, Medium};
 use serde_json::{Value, json};
 
@@ -37,21 +34,8 @@ impl Pool {
     fn new() -> Self {
         let (clock, hand) = Clock::manual();
         let fleet = Fleet::new();
-        let pipeline = Pipeline::new(Parts {
-            fleet: Arc::clone(&fleet),
-            index: Arc::new(PrefixIndex::new(IndexLimits::default())),
-            approximate: Arc::new(ApproximateIndex::new(PickLimits::default())),
-            tokens: Tokens::new([], TokenLimits::default()),
-            scheduler: Scheduler::field_default(),
-            detector: UtilizationDetector::default(),
-            metrics: Arc::new(Metrics::new()),
-            clock: clock.clone(),
-            options: Options {
-                use_subset_hint: true,
-                emit_scores: false,
-                seed: 7,
-            },
-        });
+        let made = support::made(Arc::clone(&fleet), clock.clone());
+        let pipeline = made.pipeline();
         let pool = Self {
             pipeline,
             fleet,
@@ -129,8 +113,12 @@ impl Pool {
         endpoint
     }
 
+    fn rooms(&self) -> &pointsman_epp::pipeline::Pool {
+        &self.pipeline.pools().all()[0]
+    }
+
     fn believed_blocks(&self) -> usize {
-        self.pipeline.parts().approximate.stats().blocks
+        self.rooms().approximate.stats().blocks
     }
 }
 
@@ -217,7 +205,7 @@ async fn two_reports_of_nothing_cached_end_the_belief() {
     assert_eq!(pool.served(&chat(5), None, 0).await, FIRST, "one is none");
     assert_eq!(pool.believed_blocks(), 0);
     assert_ne!(pool.drawn_to(&chat(5)).await, FIRST);
-    let counters = pool.pipeline.parts().approximate.counters();
+    let counters = pool.rooms().approximate.counters();
     assert_eq!(
         counters
             .shortfalls
@@ -257,7 +245,7 @@ async fn what_failed_or_went_elsewhere_is_not_believed() {
 #[tokio::test]
 async fn an_endpoint_that_comes_back_holds_nothing() {
     let pool = Pool::new();
-    let follow = Arc::clone(&pool.pipeline.parts().approximate).follow(Arc::clone(&pool.fleet));
+    let follow = Arc::clone(&pool.rooms().approximate).follow(Arc::clone(&pool.fleet));
     tokio::spawn(follow);
     pool.served(&chat(5), Some(FIRST), 0).await;
     assert_eq!(pool.drawn_to(&chat(5)).await, FIRST);
@@ -272,7 +260,7 @@ async fn an_endpoint_that_comes_back_holds_nothing() {
 #[tokio::test]
 async fn an_engine_that_emptied_its_cache_holds_nothing() {
     let pool = Pool::new();
-    let parts = pool.pipeline.parts();
+    let parts = pool.rooms();
     let sink = EventIndexes {
         precise: Arc::clone(&parts.index),
         approximate: Arc::clone(&parts.approximate),
@@ -293,7 +281,7 @@ async fn an_engine_that_emptied_its_cache_holds_nothing() {
 #[tokio::test]
 async fn with_events_a_pick_counts_until_they_should_be_there() {
     let pool = Pool::new();
-    let index = &pool.pipeline.parts().index;
+    let index = &pool.rooms().index;
     follow_first(index);
     let body = json!({"model": "m", "prompt": (0..640).collect::<Vec<u32>>()});
     let (mut exchange, _) = pool.sent(&body, Some(FIRST)).await;

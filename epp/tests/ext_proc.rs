@@ -16,7 +16,7 @@ use pointsman_epp::ext_proc::{
 };
 use pointsman_epp::fleet::kv_events::EventSource;
 use pointsman_epp::fleet::{EndpointId, Generation};
-use pointsman_epp::schedule::Scheduler;
+use pointsman_epp::pipeline::Policy;
 use pointsman_proto::kv_events::{BlockStored, EngineHash, Event, Medium};
 use support::{LIMITS, P, picker, picker_of, picker_over_tls, picker_with, refusal_header};
 use tonic_health::pb::HealthCheckRequest;
@@ -175,7 +175,7 @@ async fn keeps_to_the_subset_hint() {
 #[tokio::test]
 async fn ignores_the_subset_hint_when_told_to() {
     let picker = picker_with(&[P(3, 0.2), P(0, 0.1)], |parts| {
-        parts.options.use_subset_hint = false;
+        parts.shared.options.use_subset_hint = false;
     })
     .await;
     let mut stream = picker.stream().await;
@@ -218,8 +218,8 @@ async fn prefers_the_endpoint_that_holds_the_prefix() {
             generation: Generation(1),
             rank: 0,
         };
-        parts.index.apply(source, "m", &stored);
-        parts.index.followed(source);
+        parts.pool.index.apply(source, "m", &stored);
+        parts.pool.index.followed(source);
     })
     .await;
     for (prompt, salt, expected) in [
@@ -241,7 +241,7 @@ async fn prefers_the_endpoint_that_holds_the_prefix() {
 #[tokio::test]
 async fn emits_scores_when_told_to() {
     let workers = [P(3, 0.2), P(0, 0.1)];
-    let picker = picker_with(&workers, |parts| parts.options.emit_scores = true).await;
+    let picker = picker_with(&workers, |parts| parts.shared.options.emit_scores = true).await;
     let mut stream = picker.stream().await;
     stream.post("/v1/completions", BODY).await;
     let metadata = stream.answer().await.dynamic_metadata.expect("metadata");
@@ -260,7 +260,8 @@ async fn emits_scores_when_told_to() {
 async fn names_fallbacks_in_order() {
     let workers = [P(3, 0.2), P(0, 0.1), P(10, 0.2)];
     let picker = picker_with(&workers, |parts| {
-        parts.scheduler = Scheduler::field_default().with_fallback_endpoints(2);
+        let policy = Policy::field_default(2).unwrap();
+        parts.pool.policy.store(Arc::new(policy));
     })
     .await;
     let mut stream = picker.stream().await;

@@ -86,17 +86,9 @@ impl Fleet {
             return;
         };
         for spec in desired.iter_mut().filter(|spec| spec.kv_events.is_none()) {
-            let rank = u16::try_from(spec.rank).unwrap_or(u16::MAX);
-            let address = |port: u16| {
-                let port = port.checked_add(rank)?;
-                Some(format!(
-                    "tcp://{}",
-                    SocketAddr::new(spec.address.ip(), port)
-                ))
-            };
-            spec.kv_events = address(*events);
+            spec.kv_events = rank_address(spec, *events);
             if spec.kv_replay.is_none() {
-                spec.kv_replay = replay.and_then(address);
+                spec.kv_replay = replay.and_then(|port| rank_address(spec, port));
             }
         }
     }
@@ -165,6 +157,13 @@ impl Fleet {
         let (present, cell) = table.by_id.get(id.index())?.as_ref()?;
         (*present == generation).then(|| Arc::clone(cell))
     }
+}
+
+/// The address of an endpoint's rank, where the first rank of its pod has this port.
+fn rank_address(spec: &EndpointSpec, port: u16) -> Option<String> {
+    let port = port.checked_add(u16::try_from(spec.rank).ok()?)?;
+    let address = SocketAddr::new(spec.address.ip(), port);
+    Some(format!("tcp://{address}"))
 }
 
 fn next_table(old: &Table, members: &Members) -> Table {

@@ -14,29 +14,22 @@ use std::pin::Pin;
 use std::sync::Arc;
 
 use anyhow::Context;
-use arc_swap::ArcSwap;
 use tracing::warn;
 
 use super::event_indexes::EventIndexes;
-use super::flow_events::FlowMetrics;
 use super::policy::Policy;
-use super::pool::{Pool, Rules};
-use super::shares::CachedShares;
+use super::pool::{Pool, Rooms, Rules};
 use crate::clock::{Clock, unix_nanos};
 use crate::config::epc::{CONFIG_BYTES_MAX, Catalogue, LoadOptions};
 use crate::config::watch::{Reload, ReloadState};
 use crate::config::{PoolSettings, Settings, epc, resources};
 use crate::fleet::kv_events::{KvEventCounters, KvEvents};
 use crate::fleet::scrape::{ScrapeCounters, Scraper};
-use crate::fleet::{Fleet, NowMs, Snapshot};
-use crate::flow::{Gate, Saturation, Stages};
+use crate::fleet::{Fleet, NowMs};
+use crate::flow::Gate;
 use crate::index::approximate::{ApproximateIndex, PickLimits};
 use crate::index::{IndexLimits, PrefixIndex};
 use crate::observe::Metrics;
-use crate::schedule::by_member::ByMember;
-use crate::schedule::filters::role::ROLE_LABEL;
-use crate::schedule::latency::LatencyModel;
-use crate::tokens::Tokens;
 
 /// A task that runs for as long as the pool does.
 pub type Task = Pin<Box<dyn Future<Output = ()> + Send>>;
@@ -94,9 +87,9 @@ fn build(process: &Process<'_>, wanted: &PoolSettings) -> anyhow::Result<Assembl
     let Process {
         settings,
         catalogue,
+        metrics,
         clock,
         counts,
-        ..
     } = *process;
     let options = LoadOptions {
         allow_experimental: settings.allow_experimental_plugins,
@@ -136,7 +129,8 @@ fn build(process: &Process<'_>, wanted: &PoolSettings) -> anyhow::Result<Assembl
         approximate: Arc::clone(&approximate),
         tokens,
     };
-    let pool = connect(process, wanted, rooms, policy)?;
+    let latency = signals::latency_options(&policy)?;
+    let pool = Pool::connect(&wanted.name, rooms, policy, latency, metrics, clock);
     let gate = pool.gate.clone();
     tasks.push(Box::pin(scraper.run()));
     tasks.push(Box::pin(kv_events.run()));
@@ -147,7 +141,7 @@ fn build(process: &Process<'_>, wanted: &PoolSettings) -> anyhow::Result<Assembl
     tasks.push(Box::pin(gate.timer()));
     tasks.push(Box::pin(wake_on_pages(fleet, gate)));
     let mut assembled = Assembled {
-        pool,
+        pool: Arc::new(pool),
         tasks,
         first_pages,
         reads: Reads {
@@ -160,72 +154,6 @@ fn build(process: &Process<'_>, wanted: &PoolSettings) -> anyhow::Result<Assembl
     }
     follow_resources(wanted, &mut assembled)?;
     Ok(assembled)
-}
-
-/// The rooms before a policy connects them.
-struct Rooms {
-    fleet: Arc<Fleet>,
-    index: Arc<PrefixIndex>,
-    approximate: Arc<ApproximateIndex>,
-    tokens: Tokens,
-}
-
-fn connect(
-    process: &Process<'_>,
-    wanted: &PoolSettings,
-    rooms: Rooms,
-    policy: Policy,
-) -> anyhow::Result<Arc<Pool>> {
-    let flow = policy.flow.clone();
-    let latency = LatencyModel::new(signals::latency_options(&policy)?);
-    let policy = Arc::new(ArcSwap::from_pointee(policy));
-    let name: Arc<str> = Arc::from(wanted.name.as_str());
-    let events = FlowMetrics {
-        metrics: Arc::clone(process.metrics),
-        pool: Arc::clone(&name),
-    };
-    let read = saturation_reader(&rooms.fleet, &policy);
-    let gate = Gate::new(process.clock.clone(), read, Arc::new(events), flow);
-    let Rooms {
-        fleet,
-        index,
-        approximate,
-        tokens,
-    } = rooms;
-    Ok(Arc::new(Pool {
-        name,
-        fleet,
-        index,
-        approximate,
-        tokens,
-        policy,
-        rules: ArcSwap::from_pointee(Rules::default()),
-        gate,
-        latency: parking_lot::Mutex::new(latency),
-        shares: CachedShares::default(),
-    }))
-}
-
-/// Reads how full the pool is, under whichever policy is in force.
-fn saturation_reader(
-    fleet: &Arc<Fleet>,
-    policy: &Arc<ArcSwap<Policy>>,
-) -> Arc<dyn Fn(u64) -> Saturation + Send + Sync> {
-    let (fleet, policy) = (Arc::clone(fleet), Arc::clone(policy));
-    let snapshot = parking_lot::Mutex::new(Snapshot::default());
-    let roles: ByMember<Stages> = ByMember::default();
-    Arc::new(move |now_ms| {
-        let mut snapshot = snapshot.lock();
-        fleet.snapshot_into(&mut snapshot);
-        let stages_of = |endpoint: &crate::fleet::Endpoint| {
-            Stages::of_role(endpoint.spec.labels.get(ROLE_LABEL).map(String::as_str))
-        };
-        let detector = policy.load().detector;
-        roles.with(&snapshot.members, stages_of, |stages| {
-            let stages_at = |position: usize| stages.get(position).copied().unwrap_or(Stages::BOTH);
-            detector.read(&snapshot, stages_at, now_ms)
-        })
-    })
 }
 
 /// A fresh page may show room. Where nothing waits, a wake costs a load.

@@ -65,9 +65,8 @@ pub(super) async fn begin(
     series.request_size.record(body_bytes as f64);
     let subset = subset.filter(|_| shared.options.use_subset_hint);
     let spans = shared.spans.as_ref();
-    let begun_at = now();
-    let span = spans
-        .and_then(|spans| spans.begin(head.get("traceparent"), head.get("tracestate"), begun_at));
+    let span =
+        spans.and_then(|spans| spans.begin(head.get("traceparent"), head.get("tracestate"), now()));
     Ok(InFlight {
         request_id: request_id(&head, seed),
         is_named_by_client: head.contains(headers::REQUEST_ID),

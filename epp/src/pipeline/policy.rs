@@ -6,7 +6,10 @@ use std::sync::Arc;
 use serde_json::Value;
 
 use super::attributes::{AttributePrograms, Reporter, TYPE_NAME as ATTRIBUTE_REPORTER};
+use super::catalogue::catalogue;
+use crate::config::epc;
 use crate::config::plugins::{self, ParameterError, Parameters};
+use crate::config::problems::ConfigErrors;
 use crate::config::producers::{AgentIdentity, InflightLoadProducer, TokenProducer};
 use crate::config::resolved::{PluginSpec, ResolvedConfig};
 use crate::flow::{FlowSettings, SaturationDetector, SettingsError, saturation_detector};
@@ -46,11 +49,18 @@ pub enum PolicyError {
     Flow(#[from] SettingsError),
     #[error(transparent)]
     Parser(#[from] UnknownParser),
+    #[error(transparent)]
+    Configuration(#[from] ConfigErrors),
     #[error("plugin {name:?}: {error}")]
     Plugin { name: String, error: ParameterError },
 }
 
 impl Policy {
+    /// What runs without a configuration.
+    pub fn field_default(fallback_endpoints: usize) -> Result<Self, PolicyError> {
+        Self::build(epc::field_default(&catalogue())?, fallback_endpoints)
+    }
+
     /// Builds the parts. `fallback_endpoints` are named after the picked one.
     pub fn build(config: ResolvedConfig, fallback_endpoints: usize) -> Result<Self, PolicyError> {
         let healthy: Arc<dyn Filter> = Arc::new(HealthyFilter::default());

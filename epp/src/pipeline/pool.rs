@@ -10,18 +10,23 @@ use std::sync::Arc;
 use arc_swap::ArcSwap;
 use parking_lot::Mutex;
 
+use super::flow_events::FlowMetrics;
 use super::policy::Policy;
 use super::shares::CachedShares;
+use crate::clock::Clock;
 use crate::config::resources::PoolResources;
 use crate::ext_proc::{PoolHint, Refusal, RefusalCode};
-use crate::fleet::Fleet;
-use crate::flow::Gate;
-use crate::index::PrefixIndex;
-use crate::index::approximate::ApproximateIndex;
+use crate::fleet::{Endpoint, Fleet, Snapshot};
+use crate::flow::{Gate, Saturation, Stages};
+use crate::index::approximate::{ApproximateIndex, PickLimits};
+use crate::index::{IndexLimits, PrefixIndex};
+use crate::observe::Metrics;
 use crate::request::model_rewrite::ModelRewrites;
 use crate::request::objectives::Objectives;
-use crate::schedule::latency::LatencyModel;
-use crate::tokens::Tokens;
+use crate::schedule::by_member::ByMember;
+use crate::schedule::filters::role::ROLE_LABEL;
+use crate::schedule::latency::{LatencyModel, LatencyOptions};
+use crate::tokens::{TokenLimits, Tokens};
 
 /// See the module.
 #[derive(Debug)]
@@ -37,6 +42,89 @@ pub struct Pool {
     /// What is learned of latencies; only used where the policy predicts.
     pub latency: Mutex<LatencyModel>,
     pub shares: CachedShares,
+}
+
+/// The rooms before a policy connects them.
+#[derive(Debug)]
+pub struct Rooms {
+    pub fleet: Arc<Fleet>,
+    pub index: Arc<PrefixIndex>,
+    pub approximate: Arc<ApproximateIndex>,
+    pub tokens: Tokens,
+}
+
+impl Rooms {
+    /// Empty indexes and no tokenizer.
+    pub fn over(fleet: Arc<Fleet>) -> Self {
+        Self {
+            fleet,
+            index: Arc::new(PrefixIndex::new(IndexLimits::default())),
+            approximate: Arc::new(ApproximateIndex::new(PickLimits::default())),
+            tokens: Tokens::new([], TokenLimits::default()),
+        }
+    }
+}
+
+impl Pool {
+    /// A pool without objectives and rewrites. Its gate's timer has to run where flow control does.
+    pub fn connect(
+        name: &str,
+        rooms: Rooms,
+        policy: Policy,
+        latency: LatencyOptions,
+        metrics: &Arc<Metrics>,
+        clock: &Clock,
+    ) -> Self {
+        let flow = policy.flow.clone();
+        let policy = Arc::new(ArcSwap::from_pointee(policy));
+        let name: Arc<str> = Arc::from(name);
+        let events = FlowMetrics {
+            metrics: Arc::clone(metrics),
+            pool: Arc::clone(&name),
+        };
+        let read = saturation_reader(&rooms.fleet, &policy);
+        let gate = Gate::new(clock.clone(), read, Arc::new(events), flow);
+        let Rooms {
+            fleet,
+            index,
+            approximate,
+            tokens,
+        } = rooms;
+        Self {
+            name,
+            fleet,
+            index,
+            approximate,
+            tokens,
+            policy,
+            rules: ArcSwap::from_pointee(Rules::default()),
+            gate,
+            latency: Mutex::new(LatencyModel::new(latency)),
+            shares: CachedShares::default(),
+        }
+    }
+}
+
+/// Reads how full the pool is, under whichever policy is in force.
+fn saturation_reader(
+    fleet: &Arc<Fleet>,
+    policy: &Arc<ArcSwap<Policy>>,
+) -> Arc<dyn Fn(u64) -> Saturation + Send + Sync> {
+    let (fleet, policy) = (Arc::clone(fleet), Arc::clone(policy));
+    let snapshot = Mutex::new(Snapshot::default());
+    let roles: ByMember<Stages> = ByMember::default();
+    Arc::new(move |now_ms| {
+        let mut snapshot = snapshot.lock();
+        fleet.snapshot_into(&mut snapshot);
+        let stages_of = |endpoint: &Endpoint| {
+            Stages::of_role(endpoint.spec.labels.get(ROLE_LABEL).map(String::as_str))
+        };
+        let detector = policy.load().detector;
+        roles.with(&snapshot.members, stages_of, |stages| {
+            let stages_at = |position: usize| stages.get(position).copied().unwrap_or(Stages::BOTH);
+            detector.read(&snapshot, stages_at, now_ms)
+        })
+    })
 }
 
 /// What the pool's resources say about requests.

@@ -1,5 +1,6 @@
 //! A picker in this process and a client that plays Envoy, so that a case is a few lines.
 
+#![allow(dead_code, reason = "each test program uses a part of it")]
 #![expect(clippy::unwrap_used, reason = "what fails here fails the test")]
 
 use std::sync::Arc;
@@ -15,6 +16,7 @@ use envoy_types::pb::envoy::service::ext_proc::v3::{
 };
 use envoy_types::pb::google::protobuf::{ListValue, Struct, Value, value::Kind};
 use pointsman_epp::clock::Clock;
+use pointsman_epp::config::epc::{self, LoadOptions};
 use pointsman_epp::ext_proc::health::Health;
 use pointsman_epp::ext_proc::listen::{self, PortLimits};
 use pointsman_epp::ext_proc::wire::header_map;
@@ -22,13 +24,10 @@ use pointsman_epp::ext_proc::{
     Decider, LeaseLimits, Leases, Processor, StreamLimits, Watch, server,
 };
 use pointsman_epp::fleet::{EndpointSpec, Fleet, Scraped, Snapshot};
-use pointsman_epp::flow::UtilizationDetector;
-use pointsman_epp::index::approximate::{ApproximateIndex, PickLimits};
-use pointsman_epp::index::{IndexLimits, PrefixIndex};
 use pointsman_epp::observe::Metrics;
-use pointsman_epp::pipeline::{Options, Parts, Pipeline};
-use pointsman_epp::schedule::Scheduler;
-use pointsman_epp::tokens::{TokenLimits, Tokens};
+use pointsman_epp::pipeline::catalogue::catalogue;
+use pointsman_epp::pipeline::{Options, Pipeline, Policy, Pool, Pools, Rooms, Shared};
+use pointsman_epp::schedule::latency::LatencyOptions;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::{CancellationToken, DropGuard};
@@ -62,11 +61,14 @@ pub(crate) async fn picker(workers: &[P]) -> Picker {
     picker_with(workers, |_| {}).await
 }
 
-pub(crate) async fn picker_with(workers: &[P], adjust: impl FnOnce(&mut Parts)) -> Picker {
-    let mut parts = parts_of(workers);
+pub(crate) async fn picker_with(workers: &[P], adjust: impl FnOnce(&mut Made)) -> Picker {
+    let mut parts = made(fleet_of(workers), Clock::monotonic());
     adjust(&mut parts);
-    let (fleet, metrics) = (Arc::clone(&parts.fleet), Arc::clone(&parts.metrics));
-    serve(Pipeline::new(parts), LIMITS, (fleet, metrics), None).await
+    let (fleet, metrics) = (
+        Arc::clone(&parts.pool.fleet),
+        Arc::clone(&parts.shared.metrics),
+    );
+    serve(parts.pipeline(), LIMITS, (fleet, metrics), None).await
 }
 
 /// A picker behind this certificate, and a client that trusts it.
@@ -75,14 +77,17 @@ pub(crate) async fn picker_over_tls(
     certificate: Arc<rustls::ServerConfig>,
     trusted_pem: &str,
 ) -> Picker {
-    let parts = parts_of(workers);
-    let (fleet, metrics) = (Arc::clone(&parts.fleet), Arc::clone(&parts.metrics));
+    let parts = made(fleet_of(workers), Clock::monotonic());
+    let (fleet, metrics) = (
+        Arc::clone(&parts.pool.fleet),
+        Arc::clone(&parts.shared.metrics),
+    );
     let trusted = Certificate::from_pem(trusted_pem);
     let client = ClientTlsConfig::new()
         .domain_name("localhost")
         .ca_certificate(trusted);
     serve(
-        Pipeline::new(parts),
+        parts.pipeline(),
         LIMITS,
         (fleet, metrics),
         Some((certificate, client)),
@@ -101,21 +106,54 @@ pub(crate) async fn picker_of(decider: impl Decider, limits: StreamLimits) -> Pi
     .await
 }
 
-fn parts_of(workers: &[P]) -> Parts {
-    Parts {
-        fleet: fleet_of(workers),
-        index: Arc::new(PrefixIndex::new(IndexLimits::default())),
-        approximate: Arc::new(ApproximateIndex::new(PickLimits::default())),
-        tokens: Tokens::new([], TokenLimits::default()),
-        scheduler: Scheduler::field_default(),
-        detector: UtilizationDetector::default(),
-        metrics: Arc::new(Metrics::new()),
-        clock: Clock::monotonic(),
+/// What a picker is made of, for a test to change.
+pub(crate) struct Made {
+    pub(crate) shared: Shared,
+    pub(crate) pool: Pool,
+}
+
+/// The parts of a picker over a fleet, under the configuration that runs without one.
+pub(crate) fn made(fleet: Arc<Fleet>, clock: Clock) -> Made {
+    let metrics = Arc::new(Metrics::new());
+    let policy = Policy::field_default(0).unwrap();
+    let latency = LatencyOptions::default();
+    let pool = Pool::connect(
+        "default",
+        Rooms::over(fleet),
+        policy,
+        latency,
+        &metrics,
+        &clock,
+    );
+    let shared = Shared {
+        metrics,
+        decisions: Arc::default(),
+        spans: None,
+        clock,
         options: Options {
             use_subset_hint: true,
             emit_scores: false,
+            debug_header: None,
             seed: 7,
         },
+    };
+    Made { shared, pool }
+}
+
+impl Made {
+    pub(crate) fn pipeline(self) -> Pipeline {
+        Pipeline::new(self.shared, Pools::one(self.pool))
+    }
+
+    /// Puts another configuration in force.
+    pub(crate) fn configure(&mut self, text: &str) {
+        let options = LoadOptions {
+            allow_experimental: true,
+        };
+        let config = epc::load("test", text, &catalogue(), &options).unwrap();
+        let policy = Policy::build(config, 0).unwrap();
+        self.pool.gate.set_settings(policy.flow.clone());
+        self.pool.policy.store(Arc::new(policy));
     }
 }
 

@@ -49,7 +49,7 @@ fn touch_all(metrics: &Metrics) {
     metrics.flow_enqueued("tenant", 5, "Dispatched", 0.000_15);
     metrics.stream_ended("OK", 3.5);
     metrics.config_reloaded("applied");
-    metrics.access_log_entry("end");
+    metrics.access_log_entries_are("end", 1);
     metrics.without_tokens("no tokenizer");
 }
 

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::observe::Gauge;
 use envoy_types::pb::envoy::config::core::v3::Metadata;
 use envoy_types::pb::envoy::data::accesslog::v3::{
     AccessLogCommon, AccessLogType, HttpAccessLogEntry,
@@ -23,7 +24,6 @@ use envoy_types::pb::envoy::service::ext_proc::v3::{
     ProtocolConfiguration, StreamedBodyResponse, body_mutation::Mutation,
 };
 use envoy_types::pb::google::protobuf::{self, Struct, Value, value::Kind};
-use metrics::Gauge;
 use tokio::sync::{Notify, mpsc};
 use tokio::task::JoinHandle;
 use tokio_stream::wrappers::ReceiverStream;
@@ -142,7 +142,7 @@ impl Rig {
             watch,
             leases: Leases::new(BOOT, limits, clock.clone()),
             clock,
-            streams_in_flight: Gauge::noop(),
+            streams_in_flight: Gauge::default(),
             stream_ended: None,
         });
         let any_port = "127.0.0.1:0".parse().expect("an address");
