@@ -82,7 +82,7 @@ impl fmt::Display for Report {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(
             out,
-            "\n{:<20}{:>9}{:>11}{:>12}{:>11}{:>11}{:>11}{:>11}",
+            "\n{:<20}{:>9}{:>12}{:>14}{:>11}{:>11}{:>11}{:>11}",
             "",
             "requests",
             "epp CPU ms",
@@ -95,7 +95,7 @@ impl fmt::Display for Report {
         for (variant, measured) in VARIANTS.iter().zip(&self.measured) {
             writeln!(
                 out,
-                "{:<20}{:>9}{:>11.3}{:>12.3}{:>11.2}{:>11.2}{:>11.2}{:>11.1}",
+                "{:<20}{:>9}{:>12.3}{:>14.3}{:>11.2}{:>11.2}{:>11.2}{:>11.1}",
                 variant.name,
                 measured.samples.len(),
                 measured.cpu_per_request(measured.epp_cpu),

@@ -64,7 +64,7 @@ impl Gateway {
     ) -> Result<Gateway> {
         let port = spec.port.map_or_else(free_port, preferred_port)?;
         let admin_port = free_port()?;
-        let name = process_name(spec.template, spec.watch);
+        let name = format!("envoy-{}", gateway_name(spec.template, spec.watch));
         let access_log = folder.join(format!("{name}.access.log"));
         let configuration = spec.template.render(&TemplateValues {
             listener_port: port,
@@ -216,11 +216,11 @@ impl Gateway {
     }
 }
 
-/// The name of a gateway's process and files. One stack may have two of a template that differ in their watch.
-fn process_name(template: Template, watch: Watch) -> String {
+/// What a gateway is called. One stack may have two of a template that differ in their watch.
+pub(crate) fn gateway_name(template: Template, watch: Watch) -> String {
     match watch {
-        Watch::Stream if template.uses_epp() => format!("envoy-{}-stream", template.name()),
-        _ => format!("envoy-{}", template.name()),
+        Watch::Stream if template.uses_epp() => format!("{}-stream", template.name()),
+        _ => template.name().to_owned(),
     }
 }
 

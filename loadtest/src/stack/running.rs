@@ -10,7 +10,7 @@ use tempfile::TempDir;
 use super::binaries::{Binaries, target_folder};
 use super::envoy::Envoy;
 use super::epp::{Epp, NamedEndpoint};
-use super::gateway::{Gateway, GatewaySpec};
+use super::gateway::{Gateway, GatewaySpec, gateway_name};
 use super::options::StackOptions;
 use super::parts::Watch;
 use super::progress::{Progress, Silent};
@@ -179,7 +179,7 @@ impl Stack {
         progress.begin(&format!(
             "starting Envoy {} ({})",
             self.envoy.version,
-            template.name()
+            gateway_name(template, watch)
         ));
         let workers: Vec<SocketAddr> = self.endpoints.iter().map(|(_, address)| *address).collect();
         let spec = GatewaySpec {

@@ -65,3 +65,19 @@ fn rate_limited(options: StackOptions) -> StackOptions {
     });
     options.filter(FilterPlace::AfterPick, filter)
 }
+
+/// Puts an address that nobody has in the place of epp's pick.
+fn led_astray(options: StackOptions) -> StackOptions {
+    let filter = json!({
+        "name": "envoy.filters.http.set_metadata",
+        "typed_config": {
+            "@type": "type.googleapis.com/envoy.extensions.filters.http.set_metadata.v3.Config",
+            "metadata": [{
+                "metadata_namespace": "envoy.lb",
+                "value": {"x-gateway-destination-endpoint": "127.0.0.1:1"},
+                "allow_overwrite": true,
+            }],
+        },
+    });
+    options.filter(FilterPlace::AfterPick, filter)
+}

@@ -26,7 +26,6 @@ async fn running_streams(stack: &Stack, count: usize) -> Result<Vec<Response>> {
 
 /// The promise of this mode: SIGKILL, at the worst moment, and nobody who reads notices.
 #[tokio::test]
-#[ignore = "needs access-log mode"]
 async fn a_crash_of_epp_cuts_no_stream() -> Result<()> {
     for template in [Template::OverrideHost, Template::OriginalDst] {
         on_each_envoy(async |options| {

@@ -10,7 +10,7 @@ use pointsman_tests::chat::Chat;
 use pointsman_tests::upstream::Upstream;
 use pointsman_tests::witness::{Witness, epp_series};
 
-use super::{on_each_envoy, rate_limited, read_to_done, whole_answer};
+use super::{led_astray, on_each_envoy, rate_limited, read_to_done, whole_answer};
 
 /// Nothing is in flight, so many entries came, and no lease ran out: 60 s would have to pass first.
 async fn settled(stack: &Stack, entries: u64) -> Result<()> {
@@ -188,23 +188,18 @@ async fn a_refusal_by_envoy_after_the_pick_frees_its_lease() -> Result<()> {
 
 #[tokio::test]
 #[ignore = "needs access-log mode"]
-async fn a_pick_that_envoy_finds_unhealthy_frees_its_lease() -> Result<()> {
+async fn a_pick_that_leaves_envoy_nobody_frees_its_lease() -> Result<()> {
     on_each_envoy(async |options| {
         let echo = Upstream::echo().await?;
-        let stack = Stack::start(options.endpoint(echo.address())).await?;
+        let stack = Stack::start(led_astray(options.endpoint(echo.address()))).await?;
         echo.fall_ill();
         stack.gateway().until_health(echo.address(), false).await?;
-        let request = stack.post_chat(&Chat::new().user("Anybody?"));
-        let response = request.header("x-request-id", "unhealthy").send().await?;
+        let response = stack
+            .post_chat(&Chat::new().user("Anybody?"))
+            .send()
+            .await?;
         ensure!(response.status == 503, "status {}", response.status);
         drop(response);
-        let entry = stack.logged("unhealthy").await?;
-        let details = entry.details.as_deref();
-        ensure!(details == Some("no_healthy_upstream"), "{details:?}");
-        ensure!(
-            entry.picked == Some(echo.address().to_string()),
-            "{entry:?}"
-        );
         settled(&stack, 1).await
     })
     .await
