@@ -122,11 +122,7 @@ async fn serve(settings: &Settings) -> anyhow::Result<()> {
         },
     };
     let pipeline = Pipeline::new(shared, Pools::new(pools));
-    let limits = LeaseLimits {
-        length_ms: settings.access_log_lease.as_millis() as u64,
-        entries: LEASES_MAX,
-    };
-    let leases: Arc<Leases<InFlight>> = Leases::new(clock::unix_nanos(), limits, clock.clone());
+    let leases = leases(settings, &clock);
     tasks.spawn(Arc::clone(&leases).keep_expiring());
     let status = Status {
         pipeline: pipeline.clone(),
@@ -143,18 +139,27 @@ async fn serve(settings: &Settings) -> anyhow::Result<()> {
         }
         ready.set_ready(true).await;
     });
-    let served = serve_ports(
+    let served = Box::pin(serve_ports(
         settings,
         &pipeline,
         leases,
         pages(status, &pipeline),
         &health,
-    )
+    ))
     .await;
     if let Some(spans) = &pipeline.shared().spans {
         spans.shutdown(SPANS_SHUTDOWN);
     }
     served
+}
+
+/// The table of the exchanges that run without their stream.
+fn leases(settings: &Settings, clock: &Clock) -> Arc<Leases<InFlight>> {
+    let limits = LeaseLimits {
+        length_ms: settings.access_log_lease.as_millis() as u64,
+        entries: LEASES_MAX,
+    };
+    Leases::new(clock::unix_nanos(), limits, clock.clone())
 }
 
 /// Where spans go, if they go anywhere.
