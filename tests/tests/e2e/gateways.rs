@@ -33,7 +33,6 @@ async fn envoy_reaches_epp_over_tls() -> Result<()> {
 }
 
 #[tokio::test]
-#[ignore = "needs access-log mode"]
 async fn the_access_log_reaches_epp_over_tls() -> Result<()> {
     let echo = Upstream::echo().await?;
     let options = StackOptions::new().workers(0).endpoint(echo.address());

@@ -51,7 +51,6 @@ async fn a_crash_of_epp_cuts_no_stream() -> Result<()> {
 /// Responses that began under the epp that died end under the next one, which has never heard of them. It must neither
 /// count them nor take them off.
 #[tokio::test]
-#[ignore = "needs access-log mode"]
 async fn a_restarted_epp_counts_its_own() -> Result<()> {
     on_each_envoy(async |options| {
         let (upstream, gate) = Upstream::held_streams().await?;

@@ -21,7 +21,6 @@ async fn settled(stack: &Stack, entries: u64) -> Result<()> {
 }
 
 #[tokio::test]
-#[ignore = "needs access-log mode"]
 async fn a_streamed_answer_is_in_flight_to_its_end_and_counted() -> Result<()> {
     on_each_envoy(async |options| {
         let (upstream, gate) = Upstream::held_streams().await?;
@@ -51,7 +50,6 @@ async fn a_streamed_answer_is_in_flight_to_its_end_and_counted() -> Result<()> {
 
 /// A whole answer is counted where Envoy has a filter that reads one without holding it back; elsewhere it is not.
 #[tokio::test]
-#[ignore = "needs access-log mode"]
 async fn a_whole_answer_is_counted_where_envoy_can() -> Result<()> {
     on_each_envoy(async |options| {
         let upstream = Upstream::answering(whole_answer).await?;
@@ -70,7 +68,6 @@ async fn a_whole_answer_is_counted_where_envoy_can() -> Result<()> {
 }
 
 #[tokio::test]
-#[ignore = "needs access-log mode"]
 async fn a_client_that_leaves_frees_its_lease() -> Result<()> {
     on_each_envoy(async |options| {
         let (upstream, gate) = Upstream::held_streams().await?;
@@ -89,7 +86,6 @@ async fn a_client_that_leaves_frees_its_lease() -> Result<()> {
 }
 
 #[tokio::test]
-#[ignore = "needs access-log mode"]
 async fn a_client_that_leaves_before_the_first_byte_frees_its_lease() -> Result<()> {
     on_each_envoy(async |options| {
         let (upstream, gate) = Upstream::gated().await?;
@@ -107,7 +103,6 @@ async fn a_client_that_leaves_before_the_first_byte_frees_its_lease() -> Result<
 }
 
 #[tokio::test]
-#[ignore = "needs access-log mode"]
 async fn an_endpoint_that_dies_mid_stream_frees_its_leases() -> Result<()> {
     on_each_envoy(async |options| {
         let (upstream, gate) = Upstream::held_streams().await?;
@@ -125,7 +120,6 @@ async fn an_endpoint_that_dies_mid_stream_frees_its_leases() -> Result<()> {
 }
 
 #[tokio::test]
-#[ignore = "needs access-log mode"]
 async fn a_retry_to_the_next_of_the_list_frees_its_lease() -> Result<()> {
     on_each_envoy(async |options| {
         let (dead, alive) = (Upstream::echo().await?, Upstream::echo().await?);
@@ -146,7 +140,6 @@ async fn a_retry_to_the_next_of_the_list_frees_its_lease() -> Result<()> {
 }
 
 #[tokio::test]
-#[ignore = "needs access-log mode"]
 async fn a_refusal_by_every_endpoint_frees_its_lease() -> Result<()> {
     on_each_envoy(async |options| {
         let refusing = Upstream::answering(|_| async {
@@ -166,7 +159,6 @@ async fn a_refusal_by_every_endpoint_frees_its_lease() -> Result<()> {
 
 /// Envoy answers by itself when the pick is made already. No endpoint hears of it, so nobody but the log can tell.
 #[tokio::test]
-#[ignore = "needs access-log mode"]
 async fn a_refusal_by_envoy_after_the_pick_frees_its_lease() -> Result<()> {
     on_each_envoy(async |options| {
         let echo = Upstream::echo().await?;
@@ -187,7 +179,6 @@ async fn a_refusal_by_envoy_after_the_pick_frees_its_lease() -> Result<()> {
 }
 
 #[tokio::test]
-#[ignore = "needs access-log mode"]
 async fn a_pick_that_leaves_envoy_nobody_frees_its_lease() -> Result<()> {
     on_each_envoy(async |options| {
         let echo = Upstream::echo().await?;

@@ -53,7 +53,6 @@ async fn served_without_a_log(options: StackOptions, receiver: SocketAddr) -> Re
 }
 
 #[tokio::test]
-#[ignore = "needs access-log mode"]
 async fn a_log_that_nobody_takes_costs_leases_and_no_request() -> Result<()> {
     on_each_envoy(async |options| {
         let nobody = SocketAddr::from(([127, 0, 0, 1], free_port()?));
@@ -64,7 +63,6 @@ async fn a_log_that_nobody_takes_costs_leases_and_no_request() -> Result<()> {
 
 /// One that hangs is the worse case: Envoy can connect, and must bound what it holds.
 #[tokio::test]
-#[ignore = "needs access-log mode"]
 async fn a_log_that_hangs_costs_leases_and_no_request() -> Result<()> {
     on_each_envoy(async |options| {
         let silent = SilentServer::start().await?;
@@ -75,7 +73,6 @@ async fn a_log_that_hangs_costs_leases_and_no_request() -> Result<()> {
 
 /// A response may run longer than a lease: Envoy says at times that it still does.
 #[tokio::test]
-#[ignore = "needs access-log mode"]
 async fn a_long_stream_keeps_its_lease() -> Result<()> {
     on_each_envoy(async |options| {
         let (upstream, gate) = Upstream::held_streams().await?;
@@ -103,7 +100,6 @@ async fn a_long_stream_keeps_its_lease() -> Result<()> {
 
 /// While an answer has not begun, too: a prompt may wait in a worker's queue for longer than a lease.
 #[tokio::test]
-#[ignore = "needs access-log mode"]
 async fn a_request_that_waits_for_its_first_byte_keeps_its_lease() -> Result<()> {
     on_each_envoy(async |options| {
         let (upstream, gate) = Upstream::gated().await?;
