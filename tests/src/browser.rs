@@ -40,7 +40,7 @@ const UNPACK: &str = "const [,i,o]=process.argv,f=require('fs'),z=require('zlib'
 
 /// Where the fonts are: beside this file.
 const FONTS: &str = r#"<?xml version="1.0"?><!DOCTYPE fontconfig SYSTEM "fonts.dtd">
-<fontconfig><dir prefix="relative">fonts</dir><cachedir prefix="relative">cache</cachedir></fontconfig>
+<fontconfig><dir prefix="relative">fonts</dir></fontconfig>
 "#;
 
 /// Gives the browser its messages on 3, takes its answers on 4, and sends what it prints to standard error.
