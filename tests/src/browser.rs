@@ -38,6 +38,11 @@ const NAMES: [&str; 5] = [
 const UNPACK: &str = "const [,i,o]=process.argv,f=require('fs'),z=require('zlib');\
     f.createReadStream(i).pipe(z.createBrotliDecompress()).pipe(f.createWriteStream(o,{mode:0o755}))";
 
+/// Where the fonts are: beside this file.
+const FONTS: &str = r#"<?xml version="1.0"?><!DOCTYPE fontconfig SYSTEM "fonts.dtd">
+<fontconfig><dir prefix="relative">fonts</dir></fontconfig>
+"#;
+
 /// Gives the browser its messages on 3, takes its answers on 4, and sends what it prints to standard error.
 const ON_3_AND_4: &str = r#"exec "$@" 3<&0 4>&1 1>&2"#;
 
@@ -293,6 +298,8 @@ async fn unpack_package(folder: &Path) -> Result<()> {
         std::fs::remove_file(&archive)?;
     }
     std::fs::remove_dir_all(&package)?;
+    // The package's own names a folder of the service that it is made for. Without a font no text is laid out.
+    std::fs::write(folder.join("fonts.conf"), FONTS)?;
     Ok(())
 }
 

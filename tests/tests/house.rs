@@ -19,7 +19,7 @@ const PACKAGE_ARROWS: &[(&str, &[&str])] = &[
 /// Rooms of epp, in the order that a request travels, and the other rooms that each may name. `pipeline.rs`, which
 /// walks them, is the one file that knows them all; the streams reach it through a trait of their own.
 const EPP_ARROWS: &[(&str, &[&str])] = &[
-    ("ext_proc", &[]),
+    ("ext_proc", &["observe"]),
     ("request", &[]),
     ("tokens", &[]),
     ("index", &["fleet"]),

@@ -16,9 +16,12 @@ fn page_of(stack: &Stack) -> String {
 async fn the_page_shows_endpoints_and_each_pick_as_it_happens() -> Result<()> {
     let stack = Stack::start(StackOptions::new().workers(2)).await?;
     let mut browser = Browser::open(&page_of(&stack)).await?;
-    let pool = browser.until_text("main", "2 of 2 endpoints healthy").await;
+    browser
+        .until_text("#pool-0", "2 of 2 endpoints healthy")
+        .await;
     for worker in stack.workers() {
-        assert!(pool.contains(&worker.address().to_string()), "{pool}");
+        let address = worker.address().to_string();
+        browser.until_text("#pool-0 tbody", &address).await;
     }
     browser
         .until_text("#decisions", "No request has come yet.")
