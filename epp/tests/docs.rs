@@ -3,9 +3,12 @@
 //!
 //! A table that somebody has to remember is wrong within weeks. What stands in a row is for people
 //! to keep true; that no row is missing is held here. A name counts where it stands alone: a name
-//! that is a part of a longer one does not.
+//! that is a part of a longer one does not. And whoever
+//! is told that a test shows something finds that test.
 
 use std::collections::HashSet;
+use std::fs;
+use std::path::Path;
 use std::sync::Arc;
 
 use clap::CommandFactory;
@@ -85,6 +88,48 @@ fn every_header_that_the_picker_owns_is_in_the_readme() {
             .into_iter()
             .chain(headers::AGENT_SESSIONS),
     );
+}
+
+#[test]
+fn every_test_that_the_readme_names_exists() {
+    let (_, claims) = README
+        .split_once("## What users of other pickers complained about")
+        .expect("the README says what users complained about");
+    let is_test = |name: &&str| {
+        let is_word = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_';
+        name.chars().all(is_word)
+            && name.matches('_').count() >= 3
+            && !name.starts_with("pointsman_")
+            && *name != "access_log_flush_interval"
+    };
+    let named: Vec<&str> = claims
+        .split('`')
+        .skip(1)
+        .step_by(2)
+        .filter(is_test)
+        .collect();
+    assert!(named.len() > 40, "only {} tests", named.len());
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let mut sources = String::new();
+    for folder in ["epp/src", "epp/tests", "proto/src", "tests/tests"] {
+        read_sources(&root.join(folder), &mut sources);
+    }
+    let missing: Vec<&&str> = named
+        .iter()
+        .filter(|name| !sources.contains(&format!("fn {name}(")))
+        .collect();
+    assert!(missing.is_empty(), "these tests do not exist: {missing:#?}");
+}
+
+fn read_sources(folder: &Path, sources: &mut String) {
+    for entry in fs::read_dir(folder).expect("a readable source folder") {
+        let path = entry.expect("a readable folder entry").path();
+        if path.is_dir() {
+            read_sources(&path, sources);
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            sources.push_str(&fs::read_to_string(&path).expect("a readable source file"));
+        }
+    }
 }
 
 /// A metrics page before the first request: the heading of every family stands there.

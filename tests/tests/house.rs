@@ -16,18 +16,22 @@ const PACKAGE_ARROWS: &[(&str, &[&str])] = &[
     ("tests", &["loadtest", "proto"]),
 ];
 
-/// Rooms of epp, in the order that a request travels, and the other rooms that each may name. `pipeline.rs`, which
-/// walks them, is the one file that knows them all; the streams reach it through a trait of their own.
+/// Rooms of epp, in the order that a request travels, and the other rooms that each may name. `pipeline.rs` and its
+/// folder, which walk them, are the one part that knows them all; the streams reach it through a trait of their own.
+///
+/// `config` names no room, so every room may name its types: what an operator wrote, a plugin's parameters, and how a
+/// file is followed. `observe` names the fleet, whose state it shows; the streams name `observe` for the one gauge that
+/// counts them while they are open.
 const EPP_ARROWS: &[(&str, &[&str])] = &[
-    ("ext_proc", &[]),
-    ("request", &[]),
-    ("tokens", &[]),
-    ("index", &["fleet"]),
-    ("flow", &["fleet"]),
-    ("schedule", &["fleet"]),
-    ("fleet", &[]),
-    ("config", &["fleet"]),
-    ("observe", &["fleet", "index", "tokens"]),
+    ("ext_proc", &["config", "observe"]),
+    ("request", &["config"]),
+    ("tokens", &["config"]),
+    ("index", &["config", "fleet"]),
+    ("flow", &["config", "fleet"]),
+    ("schedule", &["config", "fleet"]),
+    ("fleet", &["config"]),
+    ("config", &[]),
+    ("observe", &["config", "fleet"]),
 ];
 
 /// Rooms of the engine. `worker` and the shells (`api`, `export`) name the cores; no core names a shell.

@@ -169,6 +169,7 @@ pub struct PrecisePrefixCacheProducer {
     /// Always so here: a pick counts until its response has started and 2 s more.
     pub speculative_indexing: bool,
     /// Changes nothing; see `speculativeIndexing`.
+    #[serde(rename = "speculativeTTL")]
     pub speculative_ttl: String,
 }
 
@@ -178,8 +179,8 @@ impl Parameters for PrecisePrefixCacheProducer {}
 #[derive(Clone, PartialEq, Default, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default, rename_all = "camelCase")]
 pub struct KvEventsConfig {
-    /// An address that every engine publishes to. Refused: each engine is subscribed to, because
-    /// events name no endpoint that could be trusted.
+    /// An address that every engine publishes to. Changes nothing: each engine is subscribed to,
+    /// because events name no endpoint that could be trusted.
     pub zmq_endpoint: String,
     /// Changes nothing: all topics of an engine are read.
     pub topic_filter: String,
@@ -353,6 +354,8 @@ mod tests {
         let approximate = of("approx-prefix-cache-producer", &Value::Null).unwrap();
         assert_eq!(approximate["lruCapacityPerServer"], 31_250);
         assert_eq!(approximate["maxPrefixTokensToMatch"], 131_072);
+        let precise = json!({"speculativeIndexing": true, "speculativeTTL": "2s"});
+        assert!(of("precise-prefix-cache-producer", &precise).is_ok());
     }
 
     #[test]
