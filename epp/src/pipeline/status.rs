@@ -317,6 +317,9 @@ mod tests {
         add_stale(&mut stale, "concurrency-detector", 0);
         add_stale(&mut stale, "utilization-detector", 1);
         let expected = [("utilization-detector", 3), ("concurrency-detector", 0)];
-        assert_eq!(stale, expected.map(|(name, count)| (name.to_owned(), count)));
+        assert_eq!(
+            stale,
+            expected.map(|(name, count)| (name.to_owned(), count))
+        );
     }
 }
