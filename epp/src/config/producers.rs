@@ -137,7 +137,8 @@ pub struct ApproxPrefixCacheProducer {
     pub max_prefix_blocks_to_match: u32,
     /// Like `maxPrefixBlocksToMatch`.
     pub max_prefix_tokens_to_match: u32,
-    /// Blocks remembered of an endpoint whose page does not say its size.
+    /// Changes nothing: of an endpoint whose page does not say its size, 31,250 blocks are
+    /// remembered.
     pub lru_capacity_per_server: u32,
 }
 
@@ -169,6 +170,7 @@ pub struct PrecisePrefixCacheProducer {
     /// Always so here: a pick counts until its response has started and 2 s more.
     pub speculative_indexing: bool,
     /// Changes nothing; see `speculativeIndexing`.
+    #[serde(rename = "speculativeTTL")]
     pub speculative_ttl: String,
 }
 
@@ -178,8 +180,8 @@ impl Parameters for PrecisePrefixCacheProducer {}
 #[derive(Clone, PartialEq, Default, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default, rename_all = "camelCase")]
 pub struct KvEventsConfig {
-    /// An address that every engine publishes to. Refused: each engine is subscribed to, because
-    /// events name no endpoint that could be trusted.
+    /// An address that every engine publishes to. Changes nothing: each engine is subscribed to,
+    /// because events name no endpoint that could be trusted.
     pub zmq_endpoint: String,
     /// Changes nothing: all topics of an engine are read.
     pub topic_filter: String,
@@ -194,16 +196,27 @@ pub struct KvEventsConfig {
 }
 
 /// The ports that engines publish on.
-#[derive(Clone, PartialEq, Default, Debug, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default, rename_all = "camelCase")]
 pub struct PodDiscoveryConfig {
-    /// Each rank publishes on this port and its index; 0 = the endpoint is asked.
+    /// Each rank publishes on this port and its index; 0 = the endpoint is asked for its ports.
     pub socket_port: u16,
     /// The same for replays.
     pub replay_socket_port: u16,
     /// The field's selection of pods. Changes nothing: the pool's endpoints are followed.
     pub pod_label_selector: String,
     pub pod_namespace: String,
+}
+
+impl Default for PodDiscoveryConfig {
+    fn default() -> Self {
+        Self {
+            socket_port: 5557,
+            replay_socket_port: 0,
+            pod_label_selector: String::new(),
+            pod_namespace: String::new(),
+        }
+    }
 }
 
 /// `inflight-load-producer`: what a request counts for while it is in flight.
@@ -353,6 +366,8 @@ mod tests {
         let approximate = of("approx-prefix-cache-producer", &Value::Null).unwrap();
         assert_eq!(approximate["lruCapacityPerServer"], 31_250);
         assert_eq!(approximate["maxPrefixTokensToMatch"], 131_072);
+        let precise = json!({"speculativeIndexing": true, "speculativeTTL": "2s"});
+        assert!(of("precise-prefix-cache-producer", &precise).is_ok());
     }
 
     #[test]

@@ -151,6 +151,14 @@ pub fn parse(file: &str, content: &[u8]) -> Result<Resources, ResourcesError> {
 }
 
 impl Resources {
+    /// Everything, whichever pools it names: for a process whose one pool has no name of its own.
+    pub fn for_any_pool(&self) -> PoolResources {
+        PoolResources {
+            objectives: self.objectives.clone(),
+            rewrites: self.rewrites.clone(),
+        }
+    }
+
     /// What a pool is given. A resource is for the pool that its `poolRef` names.
     pub fn for_pool(&self, name: &str) -> PoolResources {
         let objectives = self.objectives.iter();

@@ -166,6 +166,11 @@ impl DecisionLog {
         }
     }
 
+    /// How many records are kept.
+    pub fn capacity(&self) -> usize {
+        self.records_max
+    }
+
     /// Keeps a record and gives its number.
     pub fn push(&self, record: DecisionRecord) -> u64 {
         let record = Arc::new(record);

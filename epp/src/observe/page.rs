@@ -19,7 +19,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 
-use super::decisions::{DecisionLog, RECORDS_MAX};
+use super::decisions::DecisionLog;
 use super::exposition::Page;
 use super::html;
 use super::status::StatusView;
@@ -109,9 +109,10 @@ struct Wanted {
 
 async fn decisions(State(pages): State<Pages>, Query(wanted): Query<Wanted>) -> Response {
     let text = written(move || {
-        let limit = wanted.limit.unwrap_or(RECORDS_MAX);
+        let capacity = pages.decisions.capacity();
+        let limit = wanted.limit.unwrap_or(capacity);
         let latest = pages.decisions.latest(limit, wanted.model.as_deref());
-        json!({ "capacity": RECORDS_MAX, "decisions": latest }).to_string()
+        json!({ "capacity": capacity, "decisions": latest }).to_string()
     });
     as_json(text.await)
 }

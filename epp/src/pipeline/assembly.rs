@@ -17,10 +17,11 @@ use anyhow::Context;
 use tracing::warn;
 
 use super::event_indexes::EventIndexes;
-use super::policy::Policy;
+use super::policy::{Policy, PolicyError};
 use super::pool::{Pool, Rooms, Rules};
 use crate::clock::{Clock, unix_nanos};
 use crate::config::epc::{CONFIG_BYTES_MAX, Catalogue, LoadOptions};
+use crate::config::resolved::ResolvedConfig;
 use crate::config::watch::{Reload, ReloadState};
 use crate::config::{PoolSettings, Settings, epc, resources};
 use crate::fleet::kv_events::{KvEventCounters, KvEvents};
@@ -98,7 +99,7 @@ fn build(process: &Process<'_>, wanted: &PoolSettings) -> anyhow::Result<Assembl
     for warning in &loaded.config.warnings {
         warn!(pool = wanted.name, "{warning}");
     }
-    let policy = Policy::build(loaded.config, settings.fallback_endpoints)?;
+    let policy = policy(loaded.config, settings)?;
     let tokens = tokenizers::load(&wanted.tokenizers, &policy, clock)?;
     let now: NowMs = Arc::new({
         let clock = clock.clone();
@@ -152,8 +153,16 @@ fn build(process: &Process<'_>, wanted: &PoolSettings) -> anyhow::Result<Assembl
     if let Some((path, text)) = loaded.followed {
         follow_config(process, &mut assembled, path, text);
     }
-    follow_resources(wanted, &mut assembled)?;
+    follow_resources(wanted, settings.pools.len() == 1, &mut assembled)?;
     Ok(assembled)
+}
+
+/// The policy of a configuration under the process's flags.
+fn policy(config: ResolvedConfig, settings: &Settings) -> Result<Policy, PolicyError> {
+    let mut policy = Policy::build(config, settings.fallback_endpoints)?;
+    let staleness_ms = settings.metrics_staleness_threshold.as_millis() as u64;
+    policy.detector.set_idle_staleness(staleness_ms);
+    Ok(policy)
 }
 
 /// A fresh page may show room. Where nothing waits, a wake costs a load.
@@ -179,14 +188,12 @@ fn follow_config(process: &Process<'_>, assembled: &mut Assembled, path: PathBuf
     let options = LoadOptions {
         allow_experimental: process.settings.allow_experimental_plugins,
     };
-    let fallback_endpoints = process.settings.fallback_endpoints;
+    let settings = process.settings.clone();
     let pool = Arc::clone(&assembled.pool);
     let take = move |text: &str| {
         let built = epc::load(&label, text, &catalogue, &options)
             .map_err(|errors| errors.to_string())
-            .and_then(|config| {
-                Policy::build(config, fallback_endpoints).map_err(|error| error.to_string())
-            });
+            .and_then(|config| policy(config, &settings).map_err(|error| error.to_string()));
         match built {
             Ok(policy) => {
                 for warning in &policy.config.warnings {
@@ -209,7 +216,12 @@ fn follow_config(process: &Process<'_>, assembled: &mut Assembled, path: PathBuf
     assembled.tasks.push(Box::pin(reload.run()));
 }
 
-fn follow_resources(wanted: &PoolSettings, assembled: &mut Assembled) -> anyhow::Result<()> {
+/// The resources are those of the pool by name, or all of them where it is the only one.
+fn follow_resources(
+    wanted: &PoolSettings,
+    is_only_pool: bool,
+    assembled: &mut Assembled,
+) -> anyhow::Result<()> {
     let Some(path) = &wanted.resources_file else {
         return Ok(());
     };
@@ -222,8 +234,12 @@ fn follow_resources(wanted: &PoolSettings, assembled: &mut Assembled) -> anyhow:
         for warning in &read.warnings {
             warn!(pool = &*pool.name, "{warning}");
         }
-        pool.rules
-            .store(Arc::new(Rules::from(&read.for_pool(&pool.name))));
+        let given = if is_only_pool {
+            read.for_any_pool()
+        } else {
+            read.for_pool(&pool.name)
+        };
+        pool.rules.store(Arc::new(Rules::from(&given)));
         Ok(())
     };
     take(&text).map_err(|error: String| anyhow::anyhow!(error))?;

@@ -104,9 +104,9 @@ impl Exchange for InFlight {
         process
             .scheduler_seconds
             .record(shared.seconds_since(chosen_from_us));
-        process
-            .pick_seconds
-            .record(shared.seconds_since(self.begun_us + waited_us));
+        let seconds = shared.seconds_since(self.begun_us + waited_us);
+        process.pick_seconds.record(seconds);
+        process.request_processing_seconds.record(seconds);
         if outcome.is_err() {
             shared.metrics.attempt_failed(&self.target_model);
         }

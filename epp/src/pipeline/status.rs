@@ -231,8 +231,8 @@ fn flow_view(pools: &[Arc<Pool>]) -> FlowView {
         if !flow.flow_control {
             continue;
         }
-        let detector = pool.policy.load().detector.type_name().to_owned();
-        view.stale_endpoints.push((detector, flow.saturation.stale));
+        let detector = pool.policy.load().detector.type_name();
+        add_stale(&mut view.stale_endpoints, detector, flow.saturation.stale);
         if let Some(fairness) = flow.fairness.first() {
             let programs = fairness.programs.iter();
             view.programs = Some(ProgramsView {
@@ -251,6 +251,16 @@ fn flow_view(pools: &[Arc<Pool>]) -> FlowView {
         view.pools.push(pool_flow(pool, &flow));
     }
     view
+}
+
+/// The series names no pool, so endpoints under one detector are added up over the pools: a line
+/// written twice spoils the whole page for Prometheus.
+fn add_stale(stale_endpoints: &mut Vec<(String, usize)>, detector: &str, stale: usize) {
+    let mut seen = stale_endpoints.iter_mut();
+    match seen.find(|(name, _)| name == detector) {
+        Some((_, total)) => *total += stale,
+        None => stale_endpoints.push((detector.to_owned(), stale)),
+    }
 }
 
 fn pool_flow(pool: &Pool, flow: &flow::FlowView) -> PoolFlow {
@@ -293,5 +303,23 @@ fn pool_flow(pool: &Pool, flow: &flow::FlowView) -> PoolFlow {
         saturation: stages
             .chain([("effective", flow.saturation.effective)])
             .collect(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn stale_endpoints_of_several_pools_are_one_line_a_detector() {
+        let mut stale = Vec::new();
+        add_stale(&mut stale, "utilization-detector", 2);
+        add_stale(&mut stale, "concurrency-detector", 0);
+        add_stale(&mut stale, "utilization-detector", 1);
+        let expected = [("utilization-detector", 3), ("concurrency-detector", 0)];
+        assert_eq!(
+            stale,
+            expected.map(|(name, count)| (name.to_owned(), count))
+        );
     }
 }

@@ -27,6 +27,11 @@ impl Catalogue {
         self.types.get(name)
     }
 
+    /// Every type, in no order.
+    pub fn types(&self) -> impl Iterator<Item = &PluginType> {
+        self.types.values()
+    }
+
     /// The names of [`FIELD_TYPES`] that are missing here, neither under their own name nor under
     /// their direct successor's.
     pub fn missing_of_the_field(&self) -> Vec<&'static str> {

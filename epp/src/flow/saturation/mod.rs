@@ -112,6 +112,13 @@ impl SaturationDetector {
         }
     }
 
+    /// How old the page of an idle endpoint may be, where the detector reads pages.
+    pub fn set_idle_staleness(&mut self, idle_staleness_ms: u64) {
+        if let Self::Utilization(detector) = self {
+            detector.idle_staleness_ms = idle_staleness_ms;
+        }
+    }
+
     /// The plugin type's name, the `detector` label of `flow_control_stale_endpoints`.
     pub fn type_name(&self) -> &'static str {
         match self {

@@ -15,6 +15,8 @@ use crate::fleet::scrape::{Scheme, ScrapeOptions};
 use crate::pipeline::Policy;
 use crate::schedule::latency::{LatencyOptions, producer};
 
+const PRECISE_PRODUCER: &str = "precise-prefix-cache-producer";
+
 /// How the pages are read. Flags of older pickers go before the configuration.
 pub(super) fn scrape_options(
     policy: &Policy,
@@ -55,9 +57,14 @@ fn names(flags: &ModelServerFlags) -> SeriesNames {
     }
 }
 
-/// The ports on which engines publish and replay their events, where the configuration says so.
+/// The ports on which engines publish and replay their events, where the configuration has the
+/// producer that follows them. Without it each endpoint is asked.
 pub(super) fn kv_ports(policy: &Policy) -> anyhow::Result<(Option<u16>, Option<u16>)> {
-    let producer: PrecisePrefixCacheProducer = parameters(policy, "precise-prefix-cache-producer")?;
+    let mut plugins = policy.config.plugins.iter();
+    if plugins.all(|plugin| plugin.type_name != PRECISE_PRODUCER) {
+        return Ok((None, None));
+    }
+    let producer: PrecisePrefixCacheProducer = parameters(policy, PRECISE_PRODUCER)?;
     let pods = producer.kv_events_config.pod_discovery_config;
     let port = |port: u16| (port > 0).then_some(port);
     Ok((port(pods.socket_port), port(pods.replay_socket_port)))
