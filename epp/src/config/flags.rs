@@ -66,7 +66,8 @@ pub struct Flags {
         value_parser = values::duration)]
     pub refresh_metrics_interval: Duration,
 
-    /// How old a worker's metrics may be before they count as missing.
+    /// How old the metrics of an idle worker may be before they count as missing: those are read less
+    /// often. For busy ones it is metricsStalenessThreshold of the saturation detector.
     #[arg(long, help_heading = "Workers", value_name = "DURATION", default_value = "2s",
         value_parser = values::duration)]
     pub metrics_staleness_threshold: Duration,

@@ -73,10 +73,10 @@ pub struct LeaseLimits {
 
 impl Default for LeaseLimits {
     /// A lease of four intervals of the periodic entries that the gateway's configuration asks for
-    /// (5 s).
+    /// (15 s).
     fn default() -> Self {
         Self {
-            length_ms: 20_000,
+            length_ms: 60_000,
             entries: 200_000,
         }
     }
