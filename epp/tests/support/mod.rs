@@ -33,6 +33,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tonic::transport::{Certificate, Channel, ClientTlsConfig};
 
+#[allow(unused_imports, reason = "each test program uses a part of it")]
 pub(crate) use envoy::{EnvoyStream, Gateway, refusal_header};
 
 /// How long any one answer may take before a test fails.
@@ -363,22 +364,30 @@ impl Picker {
 
     /// Waits until the metrics page has this line.
     pub(crate) async fn until_metric(&self, line: &str) {
-        self.until(|picker| picker.page().lines().any(|written| written == line))
-            .await;
+        let has = |picker: &Self| picker.page().lines().any(|written| written == line);
+        if !self.comes_to(has).await {
+            let family = line.split(['{', ' ']).next().unwrap_or_default();
+            let page = self.page();
+            let written: Vec<_> = page
+                .lines()
+                .filter(|line| line.starts_with(family))
+                .collect();
+            panic!("no {line}\nbut {written:#?}");
+        }
     }
 
     /// Waits until something is so.
     pub(crate) async fn until(&self, reached: impl Fn(&Self) -> bool) {
+        let is_reached = self.comes_to(reached).await;
+        assert!(is_reached, "in flight: {:?}", self.in_flight());
+    }
+
+    async fn comes_to(&self, reached: impl Fn(&Self) -> bool) -> bool {
         let waited = tokio::time::timeout(PATIENCE, async {
             while !reached(self) {
                 tokio::task::yield_now().await;
             }
         });
-        assert!(
-            waited.await.is_ok(),
-            "{:?}\n{}",
-            self.in_flight(),
-            self.page()
-        );
+        waited.await.is_ok()
     }
 }
