@@ -273,7 +273,7 @@ fn config_check_says_what_is_wrong_where_and_what_was_meant() {
     let torn = written(folder.path(), "torn.yaml", "plugins: [");
     let output = epp(&["config", "check", &torn]);
     assert_eq!(output.status.code(), Some(1));
-    assert!(text(&output.stdout).starts_with(&format!("{torn}:1:")));
+    assert!(text(&output.stdout).starts_with(&format!("{torn}:2:1: ")));
     let output = epp(&["config", "check", "/no/such/file.yaml"]);
     assert_eq!(output.status.code(), Some(1));
     assert!(text(&output.stdout).contains("/no/such/file.yaml"));
@@ -341,7 +341,7 @@ async fn destination(mut stream: EnvoyStream) -> String {
     stream.picked().await.destination
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn configuration_that_names_its_endpoints_serves_and_follows_them() {
     let folder = tempfile::tempdir().expect("a folder");
     let list = written(folder.path(), "endpoints.yaml", &endpoints(&["127.0.0.2"]));
@@ -363,7 +363,7 @@ async fn configuration_that_names_its_endpoints_serves_and_follows_them() {
     assert_eq!(epp.terminate(), Some(0));
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn pools_of_a_file_are_served_by_one_process() {
     let folder = tempfile::tempdir().expect("a folder");
     written(folder.path(), "code.yaml", &endpoints(&["127.0.0.3"]));

@@ -14,7 +14,7 @@ const EVEN: [P; 2] = [P(0, 0.1), P(0, 0.1)];
 async fn configured(workers: &[P], config: &str) -> Picker {
     let header = "apiVersion: inference.networking.x-k8s.io/v1alpha1\nkind: EndpointPickerConfig\n";
     picker_with(workers, |parts| {
-        parts.configure(&format!("{header}{config}"))
+        parts.configure(&format!("{header}{config}"));
     })
     .await
 }

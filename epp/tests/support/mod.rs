@@ -54,7 +54,7 @@ pub(crate) struct Picker {
     pub(crate) uri: String,
     gateway: Gateway,
     /// The gates' timers.
-    _timers: JoinSet<()>,
+    timers: JoinSet<()>,
     _stop: DropGuard,
 }
 
@@ -87,7 +87,7 @@ pub(crate) async fn picker_within(pipeline: Pipeline, limits: StreamLimits) -> P
     let rooms = (Arc::clone(&first.fleet), Arc::clone(&shared.metrics));
     let mut picker = serve(pipeline.clone(), limits, rooms, None).await;
     for pool in pools.all() {
-        picker._timers.spawn(pool.gate.timer());
+        picker.timers.spawn(pool.gate.timer());
     }
     picker.status = Some(Arc::new(Status {
         leases: Leases::new(1, LeaseLimits::default(), shared.clock.clone()),
@@ -246,7 +246,7 @@ async fn serve(
         status: None,
         uri,
         gateway: Gateway::over(endpoint.connect().await.unwrap()),
-        _timers: JoinSet::new(),
+        timers: JoinSet::new(),
         _stop: stop.drop_guard(),
     }
 }
