@@ -234,10 +234,11 @@ schedulingProfiles:
   - pluginRef: max-score-picker
 ";
 
-/// Writes a file and gives its path.
+/// Writes a file, in the place of an older one at once, and gives its path.
 fn written(folder: &Path, name: &str, content: &str) -> String {
-    let path = folder.join(name);
-    std::fs::write(&path, content).expect("written");
+    let (new, path) = (folder.join("new"), folder.join(name));
+    std::fs::write(&new, content).expect("written");
+    std::fs::rename(&new, &path).expect("moved");
     path.display().to_string()
 }
 

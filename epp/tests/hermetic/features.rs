@@ -3,8 +3,11 @@
 
 use envoy_types::pb::google::protobuf::value::Kind;
 
+use pointsman_epp::clock::Clock;
+use pointsman_epp::fleet::EndpointSpec;
+
 use super::support::envoy::metadata_value;
-use super::support::{P, Picker, picker, picker_with};
+use super::support::{P, Picker, fleet_at, made, picker, picker_of_pipeline, picker_with};
 
 const BODY: &str = r#"{"model":"my-model","prompt":"hello","max_tokens":10,"temperature":0}"#;
 const ANSWER: &[u8] = br#"{"choices":[{"finish_reason":"stop","index":0,"message":{"content":"hi","role":"assistant"}}],"model":"my-model","object":"chat.completion","usage":{"completion_tokens":10,"prompt_tokens":32,"total_tokens":42}}"#;
@@ -178,6 +181,106 @@ async fn session_named_by_a_header_stays_and_the_first_source_wins() {
         ];
         assert_eq!(exchange(&picker, &both).await.0, by_session[0]);
     }
+}
+
+/// Two workers that prefill and two that decode, with a session token for each role.
+async fn disaggregated(deciders: &str) -> Picker {
+    let specs = (1..=4).map(|number| {
+        let mut spec = EndpointSpec::new(
+            format!("pod-{number}"),
+            ([192, 168, 1, number], 8000).into(),
+        );
+        let role = if number <= 2 { "prefill" } else { "decode" };
+        spec.labels.insert("llm-d.ai/role".into(), role.into());
+        spec
+    });
+    let mut parts = made(
+        fleet_at(specs.collect(), &[P(0, 0.1); 4]),
+        Clock::monotonic(),
+    );
+    parts.configure(&format!(
+        "
+apiVersion: llm-d.ai/v1alpha1
+kind: EndpointPickerConfig
+plugins:
+  - type: openai-parser
+  - type: always-disagg-pd-decider
+  - type: disagg-profile-handler
+    parameters: {deciders}
+  - type: prefill-filter
+  - type: decode-filter
+  - type: queue-scorer
+  - type: max-score-picker
+  - type: session-affinity-filter
+    name: session-affinity-decode
+  - type: session-affinity-filter
+    name: session-affinity-prefill
+    parameters:
+      profileName: prefill
+      encodedEndpointHeaderConfig: {{header: x-session-token-prefill}}
+requestHandler:
+  parsers:
+  - pluginRef: openai-parser
+schedulingProfiles:
+  - name: prefill
+    plugins:
+    - pluginRef: prefill-filter
+    - pluginRef: queue-scorer
+    - pluginRef: max-score-picker
+    - pluginRef: session-affinity-prefill
+  - name: decode
+    plugins:
+    - pluginRef: decode-filter
+    - pluginRef: queue-scorer
+    - pluginRef: max-score-picker
+    - pluginRef: session-affinity-decode
+"
+    ));
+    picker_of_pipeline(parts.pipeline()).await
+}
+
+const PREFILL_TOKEN: &str = "x-session-token-prefill";
+
+/// An exchange with these tokens: where it is decoded and prefilled, and the tokens for the next.
+async fn session(
+    picker: &Picker,
+    tokens: &[(&str, &str)],
+) -> ([Option<String>; 2], [Option<String>; 2]) {
+    let mut stream = picker.stream().await;
+    stream
+        .post_in_pieces("/v1/completions", tokens, &[BODY.as_bytes()])
+        .await;
+    let picked = stream.picked().await;
+    stream.forwarded_body().await;
+    let prefiller = value(&picked.set, "x-prefiller-host-port");
+    let told = stream.served_with(ANSWER).await;
+    let tokens = ["x-session-token", PREFILL_TOKEN].map(|name| value(&told, name));
+    ([Some(picked.destination), prefiller], tokens)
+}
+
+#[tokio::test]
+async fn session_of_a_disaggregated_pool_stays_with_both_of_its_workers() {
+    let picker = disaggregated("{deciders: {prefill: always-disagg-pd-decider}}").await;
+    let mut pairs = Vec::new();
+    for _ in 0..12 {
+        let (first, [decode, prefill]) = session(&picker, &[]).await;
+        let (decode, prefill) = (decode.expect("a token"), prefill.expect("a token"));
+        let tokens = [("x-session-token", &*decode), (PREFILL_TOKEN, &*prefill)];
+        assert_eq!(session(&picker, &tokens).await.0, first);
+        assert!(first[1].is_some(), "it is prefilled elsewhere");
+        pairs.push(first);
+    }
+    pairs.sort();
+    pairs.dedup();
+    assert!(pairs.len() > 1, "tokens decide, not a favourite pair");
+}
+
+#[tokio::test]
+async fn session_that_is_only_decoded_has_no_token_of_a_prefill_worker() {
+    let picker = disaggregated("{}").await;
+    let (places, [decode, prefill]) = session(&picker, &[]).await;
+    assert_eq!((places[1].as_ref(), prefill), (None, None));
+    assert!(decode.is_some());
 }
 
 #[tokio::test]

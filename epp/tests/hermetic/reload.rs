@@ -1,7 +1,6 @@
 //! A configuration and resources that change while the picker runs, on the way that the program
 //! takes: an assembled pool whose tasks follow the files.
 
-use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
@@ -98,9 +97,11 @@ impl Followed {
         }
     }
 
+    /// Puts a new file in the place of the old one, so that nobody reads half of it.
     fn write(&self, name: &str, text: &str) {
-        let path: &Path = self.folder.path();
-        std::fs::write(path.join(name), text).unwrap();
+        let folder = self.folder.path();
+        std::fs::write(folder.join("new"), text).unwrap();
+        std::fs::rename(folder.join("new"), folder.join(name)).unwrap();
     }
 
     /// Loads taken and refused.
