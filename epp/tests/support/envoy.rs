@@ -291,19 +291,25 @@ impl EnvoyStream {
     pub(crate) async fn forwarded_body(&mut self) -> Vec<u8> {
         let mut body = Vec::new();
         loop {
-            let answer = self.answer().await;
-            let Some(Response::RequestBody(BodyResponse {
-                response: Some(common),
-            })) = answer.response
-            else {
-                panic!("not a body answer: {answer:?}");
-            };
-            let chunk = streamed(common.body_mutation);
-            body.extend_from_slice(&chunk.body);
-            if chunk.end_of_stream {
+            let (bytes, end_of_stream) = self.forwarded_request_chunk().await;
+            body.extend(bytes);
+            if end_of_stream {
                 return body;
             }
         }
+    }
+
+    /// The next chunk sent on to the worker.
+    pub(crate) async fn forwarded_request_chunk(&mut self) -> (Vec<u8>, bool) {
+        let answer = self.answer().await;
+        let Some(Response::RequestBody(BodyResponse {
+            response: Some(common),
+        })) = answer.response
+        else {
+            panic!("not a body answer: {answer:?}");
+        };
+        let chunk = streamed(common.body_mutation);
+        (chunk.body, chunk.end_of_stream)
     }
 
     /// The next chunk sent on to the client.
