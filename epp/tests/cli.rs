@@ -1,8 +1,13 @@
-//! The program as an operator meets it: help, refusals, start, ports, shutdown.
+//! The program as an operator meets it: help, refusals, its commands, start, ports, shutdown.
+
+mod support;
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
+use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
+
+use support::{EnvoyStream, Gateway};
 
 fn epp(arguments: &[&str]) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_epp"));
@@ -214,4 +219,171 @@ fn taken_port_is_a_failure_with_status_1() {
     ]);
     assert_eq!(output.status.code(), Some(1));
     assert!(text(&output.stderr).contains(&format!("cannot open 127.0.0.1:{port} for ext_proc")));
+}
+
+const CONFIG: &str = "apiVersion: llm-d.ai/v1alpha1
+kind: EndpointPickerConfig
+plugins:
+- type: queue-scorer
+- type: max-score-picker
+schedulingProfiles:
+- name: default
+  plugins:
+  - pluginRef: queue-scorer
+    weight: 3
+  - pluginRef: max-score-picker
+";
+
+/// Writes a file, in the place of an older one at once, and gives its path.
+fn written(folder: &Path, name: &str, content: &str) -> String {
+    let (new, path) = (folder.join("new"), folder.join(name));
+    std::fs::write(&new, content).expect("written");
+    std::fs::rename(&new, &path).expect("moved");
+    path.display().to_string()
+}
+
+#[test]
+fn config_check_says_what_is_wrong_where_and_what_was_meant() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let good = written(folder.path(), "good.yaml", CONFIG);
+    let output = epp(&["config", "check", &good]);
+    assert_eq!(output.status.code(), Some(0));
+    let told = text(&output.stdout);
+    assert!(
+        told.starts_with(&format!("{good}: good: 1 profiles, ")),
+        "{told}"
+    );
+
+    let wrong = CONFIG
+        .replace("- type: queue-scorer", "- type: queue-scorre")
+        .replace("weight", "wieght");
+    let bad = written(folder.path(), "bad.yaml", &wrong);
+    let output = epp(&["config", "check", &bad]);
+    assert_eq!(output.status.code(), Some(1));
+    let told = text(&output.stdout);
+    for part in [
+        format!(
+            "{bad}:4:9: plugins[0].type: there is no plugin type \"queue-scorre\"; did you mean \"queue-scorer\"?"
+        ),
+        format!("{bad}:10:5: "),
+        "did you mean \"weight\"?".to_owned(),
+    ] {
+        assert!(told.contains(&part), "{part} is missing from\n{told}");
+    }
+
+    let torn = written(folder.path(), "torn.yaml", "plugins: [");
+    let output = epp(&["config", "check", &torn]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(text(&output.stdout).starts_with(&format!("{torn}:2:1: ")));
+    let output = epp(&["config", "check", "/no/such/file.yaml"]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(text(&output.stdout).contains("/no/such/file.yaml"));
+    assert_eq!(epp(&["config", "chekc", &good]).status.code(), Some(2));
+}
+
+#[test]
+fn config_show_prints_what_loads_again_and_shows_the_same() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let given = written(folder.path(), "given.yaml", CONFIG);
+    for arguments in [vec!["config", "show"], vec!["config", "show", &given]] {
+        let shown = epp(&arguments);
+        assert_eq!(shown.status.code(), Some(0));
+        let shown = text(&shown.stdout);
+        let file = written(folder.path(), "shown.yaml", &shown);
+        let checked = epp(&["config", "check", &file]);
+        assert_eq!(checked.status.code(), Some(0), "{}", text(&checked.stdout));
+        assert_eq!(text(&epp(&["config", "show", &file]).stdout), shown);
+    }
+}
+
+#[test]
+fn wrong_configuration_is_a_failure_with_status_1_that_names_its_pool() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let wrong = CONFIG.replace("- type: queue-scorer", "- type: queue-scorre");
+    let bad = written(folder.path(), "bad.yaml", &wrong);
+    let output = epp(&["--endpoint=127.0.0.1:1", "--config-file", &bad]);
+    assert_eq!(output.status.code(), Some(1));
+    let error = text(&output.stderr);
+    for part in ["pool \"default\"", &format!("{bad}:4:9"), "queue-scorer"] {
+        assert!(error.contains(part), "{part} is missing from\n{error}");
+    }
+    let pools = written(
+        folder.path(),
+        "pools.yaml",
+        "pools: [{name: a, endpoint: x}]",
+    );
+    let output = epp(&["--pools-file", &pools]);
+    assert_eq!(output.status.code(), Some(2));
+    let error = text(&output.stderr);
+    for part in [&*pools, "endpoint"] {
+        assert!(error.contains(part), "{part} is missing from\n{error}");
+    }
+}
+
+/// Endpoints at which nobody listens, which keeps them all as likely.
+fn endpoints(addresses: &[&str]) -> String {
+    let mut file = String::from("endpoints:\n");
+    for address in addresses {
+        let line = format!("- {{name: \"{address}\", address: {address}, port: \"9\"}}\n");
+        file.push_str(&line);
+    }
+    file
+}
+
+/// Connects as a gateway without TLS does.
+async fn gateway(epp: &mut Running) -> Gateway {
+    let address = epp.address("ext_proc");
+    Gateway::connect(&format!("http://{address}"), None).await
+}
+
+async fn destination(mut stream: EnvoyStream) -> String {
+    let body = r#"{"model":"m","prompt":"hello"}"#;
+    stream.post("/v1/completions", body).await;
+    stream.picked().await.destination
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn configuration_that_names_its_endpoints_serves_and_follows_them() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let list = written(folder.path(), "endpoints.yaml", &endpoints(&["127.0.0.2"]));
+    let discovery = format!(
+        "- type: file-discovery\n  parameters: {{path: {list}, watchFile: true}}\nschedulingProfiles:"
+    );
+    let config = CONFIG.replace("schedulingProfiles:", &discovery)
+        + "dataLayer: {discovery: {pluginRef: file-discovery}}\n";
+    let config = written(folder.path(), "config.yaml", &config);
+    let mut epp = Running::start(&["--secure-serving=false", "--config-file", &config]);
+    let gateway = gateway(&mut epp).await;
+    assert_eq!(destination(gateway.stream().await).await, "127.0.0.2:9");
+    written(folder.path(), "endpoints.yaml", &endpoints(&["127.0.0.3"]));
+    let moved = tokio::time::timeout(std::time::Duration::from_secs(10), async {
+        while destination(gateway.stream().await).await != "127.0.0.3:9" {}
+    });
+    moved.await.expect("the new endpoint is used in time");
+    drop(gateway);
+    assert_eq!(epp.terminate(), Some(0));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn pools_of_a_file_are_served_by_one_process() {
+    let folder = tempfile::tempdir().expect("a folder");
+    written(folder.path(), "code.yaml", &endpoints(&["127.0.0.3"]));
+    written(folder.path(), "config.yaml", CONFIG);
+    let pools = "pools:
+- {name: chat, default: true, endpoints: [127.0.0.2:9]}
+- {name: code, authorities: [code.example.com], endpointsFile: code.yaml, configFile: config.yaml}
+";
+    let pools = written(folder.path(), "pools.yaml", pools);
+    let mut epp = Running::start(&["--secure-serving=false", "--pools-file", &pools]);
+    let gateway = gateway(&mut epp).await;
+    assert_eq!(destination(gateway.stream().await).await, "127.0.0.2:9");
+    let code = gateway.of_pool("code");
+    assert_eq!(destination(code.stream().await).await, "127.0.0.3:9");
+    let page = get(epp.address("metrics"), "/metrics");
+    for pool in ["chat", "code"] {
+        let line = format!("llm_d_epp_ready_endpoints{{name=\"{pool}\"}} 0");
+        assert!(page.contains(&line), "{line} is missing from\n{page}");
+    }
+    drop((gateway, code));
+    assert_eq!(epp.terminate(), Some(0));
 }

@@ -1,4 +1,5 @@
-//! The field's hermetic cases against the real gRPC service, with a client that plays Envoy.
+//! The stream over gRPC, with a client that plays Envoy: body modes, limits, trailers, health, TLS,
+//! deadlines and clients that go away. What is decided on it is in `hermetic`.
 
 mod support;
 
@@ -28,148 +29,14 @@ const LABELS: &str =
     r#"model_name="m",target_model_name="m",fairness_id="default-flow",priority="0""#;
 
 #[tokio::test]
-async fn selects_lower_queue_and_kv_cache() {
-    let picker = picker(&[P(3, 0.2), P(0, 0.1), P(10, 0.2)]).await;
+async fn nothing_is_touched_that_the_client_did_not_send() {
+    let picker = picker(&[P(3, 0.2), P(0, 0.1)]).await;
     let mut stream = picker.stream().await;
-    stream.post("/v1/completions", BODY).await;
+    stream.post("/inference", "of no parser's").await;
     let picked = stream.picked().await;
     assert_eq!(picked.destination, "192.168.1.2:8000");
-    assert_eq!(
-        picked.removed, [""; 0],
-        "nothing is touched that the client did not send"
-    );
-    assert_eq!(stream.forwarded_body().await, BODY.as_bytes());
-    picker
-        .until_metric(&format!("llm_d_epp_request_total{{{LABELS}}} 1"))
-        .await;
-    picker
-        .until_metric(
-            r#"llm_d_epp_scheduler_attempts_total{status="success",target_model_name="m",endpoint_name="worker-2",namespace="",port="8000"} 1"#,
-        )
-        .await;
-}
-
-#[tokio::test]
-async fn passes_through_what_it_does_not_understand() {
-    let picker = picker(&[P(3, 0.2), P(0, 0.1), P(10, 0.2)]).await;
-    let mut stream = picker.stream().await;
-    stream.post("/inference", "passthrough-parser").await;
-    assert_eq!(stream.picked().await.destination, "192.168.1.2:8000");
-    assert_eq!(stream.forwarded_body().await, b"passthrough-parser");
-}
-
-#[tokio::test]
-async fn refuses_an_invalid_json_body() {
-    let picker = picker(&[P(0, 0.0)]).await;
-    let mut stream = picker.stream().await;
-    stream
-        .post("/v1/chat/completions", "no healthy upstream")
-        .await;
-    let refusal = stream.refused().await;
-    assert_eq!(refusal.status.unwrap().code, 400);
-    let text = String::from_utf8(refusal.body).unwrap();
-    assert!(
-        text.starts_with("inference error: BadRequest - error unmarshaling request bodyMap: "),
-        "{text}"
-    );
-    assert!(text.contains("line 1"), "{text}");
-    assert!(stream.is_closed().await);
-    assert_eq!(picker.in_flight(), [0]);
-}
-
-#[tokio::test]
-async fn refuses_a_body_without_a_model() {
-    let picker = picker(&[P(0, 0.0)]).await;
-    let mut stream = picker.stream().await;
-    stream
-        .post("/v1/completions", r#"{"prompt":"hello world"}"#)
-        .await;
-    let refusal = stream.refused().await;
-    assert_eq!(refusal.status.unwrap().code, 400);
-    assert_eq!(
-        refusal.body,
-        b"inference error: BadRequest - model not found in request body"
-    );
-    picker
-        .until_metric(
-            r#"llm_d_epp_request_error_total{model_name="",target_model_name="",fairness_id="default-flow",priority="0",error_code="BadRequest"} 1"#,
-        )
-        .await;
-}
-
-#[tokio::test]
-async fn reads_a_body_split_in_the_model_name() {
-    let picker = picker(&[P(5, 0.2), P(0, 0.1)]).await;
-    let mut stream = picker.stream().await;
-    let long = format!(
-        r#"{{"prompt":"{}","model":"split-name"}}"#,
-        "x".repeat(30_000)
-    );
-    let (first, second) = long.as_bytes().split_at(long.len() - 7);
-    stream
-        .request(&[(":method", "POST"), (":path", "/v1/completions")], false)
-        .await;
-    stream.body(first, false).await;
-    stream.body(second, true).await;
-    assert_eq!(stream.picked().await.destination, "192.168.1.2:8000");
-    assert_eq!(stream.forwarded_body().await, long.as_bytes());
-    let labels = LABELS.replace("\"m\"", "\"split-name\"");
-    picker
-        .until_metric(&format!("llm_d_epp_request_total{{{labels}}} 1"))
-        .await;
-}
-
-#[tokio::test]
-async fn answers_503_without_endpoints_with_and_without_a_body() {
-    let picker = picker(&[]).await;
-    let mut with_body = picker.stream().await;
-    with_body.post("/v1/completions", BODY).await;
-    let mut without_body = picker.stream().await;
-    without_body.get("/v1/models").await;
-    for stream in [&mut with_body, &mut without_body] {
-        let refusal = stream.refused().await;
-        assert_eq!(refusal.status.as_ref().unwrap().code, 503);
-        assert_eq!(
-            refusal_header(&refusal, "x-llm-d-request-dropped-reason"),
-            Some("rejected-no-endpoints")
-        );
-    }
-    picker
-        .until_metric(&format!(
-            "llm_d_epp_request_error_total{{{LABELS},error_code=\"ServiceUnavailable\"}} 1"
-        ))
-        .await;
-}
-
-#[tokio::test]
-async fn keeps_to_the_subset_hint() {
-    let cases: [(&[&str], Option<&str>); 6] = [
-        (
-            &["192.168.1.1:8000", "192.168.1.2:8000", "192.168.1.3:8000"],
-            Some("192.168.1.2:8000"),
-        ),
-        (&["192.168.1.3:8000"], Some("192.168.1.3:8000")),
-        (&["192.168.1.3"], Some("192.168.1.3:8000")),
-        (&["192.168.1.3:9999"], None),
-        (&["192.168.1.99:8000"], None),
-        (&[], None),
-    ];
-    let picker = picker(&[P(3, 0.2), P(0, 0.1), P(10, 0.2)]).await;
-    for (subset, expected) in cases {
-        let mut stream = picker.stream().await;
-        stream.subset(subset);
-        stream.post("/v1/completions", BODY).await;
-        if let Some(destination) = expected {
-            assert_eq!(stream.picked().await.destination, destination, "{subset:?}");
-        } else {
-            let refusal = stream.refused().await;
-            assert_eq!(refusal.status.as_ref().unwrap().code, 503, "{subset:?}");
-            assert_eq!(
-                refusal_header(&refusal, "x-llm-d-request-dropped-reason"),
-                Some("rejected-no-endpoints")
-            );
-        }
-    }
+    assert_eq!(picked.removed, [""; 0]);
+    assert_eq!(stream.forwarded_body().await, b"of no parser's");
 }
 
 #[tokio::test]
@@ -239,24 +106,6 @@ async fn prefers_the_endpoint_that_holds_the_prefix() {
 }
 
 #[tokio::test]
-async fn emits_scores_when_told_to() {
-    let workers = [P(3, 0.2), P(0, 0.1)];
-    let picker = picker_with(&workers, |parts| parts.shared.options.emit_scores = true).await;
-    let mut stream = picker.stream().await;
-    stream.post("/v1/completions", BODY).await;
-    let metadata = stream.answer().await.dynamic_metadata.expect("metadata");
-    let text = format!("{metadata:?}");
-    assert!(
-        text.contains("x-gateway-destination-endpoint-scores"),
-        "{text}"
-    );
-    assert!(
-        text.contains("192.168.1.1:8000"),
-        "every candidate has a score: {text}"
-    );
-}
-
-#[tokio::test]
 async fn names_fallbacks_in_order() {
     let workers = [P(3, 0.2), P(0, 0.1), P(10, 0.2)];
     let picker = picker_with(&workers, |parts| {
@@ -284,79 +133,6 @@ async fn removes_what_the_client_must_not_say() {
     let picked = stream.picked().await;
     assert_eq!(picked.destination, "192.168.1.1:8000");
     assert_eq!(picked.removed, ["x-prefiller-host-port"]);
-}
-
-#[tokio::test]
-async fn counts_the_tokens_of_a_streamed_response() {
-    let picker = picker(&[P(0, 0.1)]).await;
-    let mut stream = picker.stream().await;
-    stream.post("/v1/completions", BODY).await;
-    stream.picked().await;
-    stream.forwarded_body().await;
-    picker.until_in_flight(&[1]).await;
-    stream.response("200", false).await;
-    stream.answer().await;
-    let chunks: [&[u8]; 3] = [
-        b"data: {}\n\n",
-        b"data: {\"usage\":{\"prompt_tokens\":7,\"total_tokens\":17,\"completion_tokens\":10}}\n\n",
-        b"data: [DONE]\n\n",
-    ];
-    for (index, chunk) in chunks.into_iter().enumerate() {
-        stream.served("192.168.1.1:8000");
-        stream.response_body(chunk, index == 2).await;
-        assert_eq!(
-            stream.forwarded_response_chunk().await,
-            (chunk.to_vec(), index == 2)
-        );
-    }
-    for (name, value) in [
-        ("llm_d_epp_request_input_tokens_sum", "7"),
-        ("llm_d_epp_request_output_tokens_sum", "10"),
-        ("llm_d_epp_request_duration_seconds_count", "1"),
-        ("llm_d_epp_request_running", "0"),
-    ] {
-        picker
-            .until_metric(&format!("{name}{{{LABELS}}} {value}"))
-            .await;
-    }
-    picker
-        .until_metric(&format!(
-            "llm_d_epp_request_ttft_seconds_count{{{LABELS},streaming=\"false\"}} 1"
-        ))
-        .await;
-    picker
-        .until_metric("pointsman_served_elsewhere_total 0")
-        .await;
-    picker.until_in_flight(&[0]).await;
-}
-
-#[tokio::test]
-async fn forwards_whole_responses_unchanged_whether_or_not_they_are_json() {
-    for chunks in [
-        [
-            &b"{\"id\":\"1\",\"usage\":{\"prompt_tok"[..],
-            b"ens\":3,\"completion_tokens\":4}}",
-            b"",
-        ],
-        [b"not ", b"json", b" at all"],
-    ] {
-        let picker = picker(&[P(0, 0.1)]).await;
-        let mut stream = picker.stream().await;
-        stream.post("/v1/completions", BODY).await;
-        stream.picked().await;
-        stream.forwarded_body().await;
-        stream.response("200", false).await;
-        stream.answer().await;
-        let mut forwarded = Vec::new();
-        for (index, chunk) in chunks.into_iter().enumerate() {
-            stream.response_body(chunk, index == 2).await;
-            let (bytes, end_of_stream) = stream.forwarded_response_chunk().await;
-            assert_eq!(end_of_stream, index == 2);
-            forwarded.extend(bytes);
-        }
-        assert_eq!(forwarded, chunks.concat());
-        picker.until_in_flight(&[0]).await;
-    }
 }
 
 #[tokio::test]

@@ -166,14 +166,14 @@ fn target_model(
     seed: u64,
 ) -> Option<String> {
     request.model_span.as_ref()?;
-    if let Some(asked) = requested_model(|name| head.get(name)) {
-        return (asked != request.model).then(|| asked.to_owned());
+    if let Some(chosen) = rules.rewrites.choose(&request.model, seed) {
+        shared
+            .metrics
+            .model_rewritten(chosen.rewrite_name, &request.model, chosen.target_model);
+        return (chosen.target_model != request.model).then(|| chosen.target_model.to_owned());
     }
-    let chosen = rules.rewrites.choose(&request.model, seed)?;
-    shared
-        .metrics
-        .model_rewritten(chosen.rewrite_name, &request.model, chosen.target_model);
-    (chosen.target_model != request.model).then(|| chosen.target_model.to_owned())
+    let asked = requested_model(|name| head.get(name))?;
+    (asked != request.model).then(|| asked.to_owned())
 }
 
 fn spliced(

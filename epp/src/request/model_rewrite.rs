@@ -4,7 +4,8 @@
 //! request; among equals the oldest resource wins, and in one resource the first rule. The rule's
 //! targets then share the traffic by their weights: a canary, a split, an alias.
 //!
-//! A target that the request itself asks for by header wins over all rules.
+//! A target that the request itself asks for by header counts where no rule speaks: what the pool's
+//! operator has decided is not for a client to undo.
 
 use pointsman_proto::headers;
 use rustc_hash::FxHashMap;

@@ -1,38 +1,40 @@
 //! A picker in this process and a client that plays Envoy, so that a case is a few lines.
+//!
+//! [`picker_with`] makes a picker of one pool from the parts of [`made`], [`picker_of_pipeline`] one
+//! of any pipeline. A [`Gateway`] is a connection to a picker, in this process or in another one, and
+//! an [`EnvoyStream`] one request on it.
 
 #![allow(dead_code, reason = "each test program uses a part of it")]
 #![expect(clippy::unwrap_used, reason = "what fails here fails the test")]
 
+pub(crate) mod envoy;
+
 use std::sync::Arc;
 use std::time::Duration;
 
-use envoy_types::pb::envoy::config::core::v3::Metadata;
 use envoy_types::pb::envoy::extensions::filters::http::ext_proc::v3::processing_mode::BodySendMode;
-use envoy_types::pb::envoy::service::ext_proc::v3::external_processor_client::ExternalProcessorClient;
-use envoy_types::pb::envoy::service::ext_proc::v3::{
-    BodyResponse, HeadersResponse, HttpBody, HttpHeaders, HttpTrailers, ImmediateResponse,
-    ProcessingRequest, ProcessingResponse, ProtocolConfiguration, StreamedBodyResponse,
-    body_mutation::Mutation, processing_request::Request, processing_response::Response,
-};
-use envoy_types::pb::google::protobuf::{ListValue, Struct, Value, value::Kind};
 use pointsman_epp::clock::Clock;
 use pointsman_epp::config::epc::{self, LoadOptions};
+use pointsman_epp::config::resources;
 use pointsman_epp::ext_proc::health::Health;
 use pointsman_epp::ext_proc::listen::{self, PortLimits};
-use pointsman_epp::ext_proc::wire::header_map;
 use pointsman_epp::ext_proc::{
     Decider, LeaseLimits, Leases, Processor, StreamLimits, Watch, server,
 };
-use pointsman_epp::fleet::{EndpointSpec, Fleet, Scraped, Snapshot};
+use pointsman_epp::fleet::{Adapters, EndpointSpec, Fleet, Scraped, Snapshot};
 use pointsman_epp::observe::Metrics;
+use pointsman_epp::observe::exposition::Page;
+use pointsman_epp::pipeline::assembly::Counts;
 use pointsman_epp::pipeline::catalogue::catalogue;
-use pointsman_epp::pipeline::{Options, Pipeline, Policy, Pool, Pools, Rooms, Shared};
+use pointsman_epp::pipeline::status::Status;
+use pointsman_epp::pipeline::{Options, Pipeline, Policy, Pool, Pools, Rooms, Rules, Shared};
 use pointsman_epp::schedule::latency::LatencyOptions;
-use tokio::sync::mpsc;
-use tokio_stream::wrappers::ReceiverStream;
+use tokio::task::JoinSet;
 use tokio_util::sync::{CancellationToken, DropGuard};
-use tonic::Streaming;
 use tonic::transport::{Certificate, Channel, ClientTlsConfig};
+
+#[allow(unused_imports, reason = "each test program uses a part of it")]
+pub(crate) use envoy::{EnvoyStream, Gateway, refusal_header};
 
 /// How long any one answer may take before a test fails.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -46,7 +48,13 @@ pub(crate) struct Picker {
     pub(crate) fleet: Arc<Fleet>,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) health: Health,
-    channel: Channel,
+    /// What the pages read; only of a picker with a pipeline.
+    pub(crate) status: Option<Arc<Status>>,
+    /// `http://ip:port` of its ext_proc port.
+    pub(crate) uri: String,
+    gateway: Gateway,
+    /// The gates' timers.
+    timers: JoinSet<()>,
     _stop: DropGuard,
 }
 
@@ -64,11 +72,31 @@ pub(crate) async fn picker(workers: &[P]) -> Picker {
 pub(crate) async fn picker_with(workers: &[P], adjust: impl FnOnce(&mut Made)) -> Picker {
     let mut parts = made(fleet_of(workers), Clock::monotonic());
     adjust(&mut parts);
-    let (fleet, metrics) = (
-        Arc::clone(&parts.pool.fleet),
-        Arc::clone(&parts.shared.metrics),
-    );
-    serve(parts.pipeline(), LIMITS, (fleet, metrics), None).await
+    picker_of_pipeline(parts.pipeline()).await
+}
+
+/// A picker of this pipeline. Its fleet is the first pool's.
+pub(crate) async fn picker_of_pipeline(pipeline: Pipeline) -> Picker {
+    picker_within(pipeline, LIMITS).await
+}
+
+/// The same under limits of its own.
+pub(crate) async fn picker_within(pipeline: Pipeline, limits: StreamLimits) -> Picker {
+    let pools = Arc::clone(pipeline.pools());
+    let (first, shared) = (&pools.all()[0], Arc::clone(pipeline.shared()));
+    let rooms = (Arc::clone(&first.fleet), Arc::clone(&shared.metrics));
+    let mut picker = serve(pipeline.clone(), limits, rooms, None).await;
+    for pool in pools.all() {
+        picker.timers.spawn(pool.gate.timer());
+    }
+    picker.status = Some(Arc::new(Status {
+        leases: Leases::new(1, LeaseLimits::default(), shared.clock.clone()),
+        counts: Counts::default(),
+        reads: Vec::new(),
+        started_ms: shared.clock.now_ms(),
+        pipeline,
+    }));
+    picker
 }
 
 /// A picker behind this certificate, and a client that trusts it.
@@ -112,19 +140,17 @@ pub(crate) struct Made {
     pub(crate) pool: Pool,
 }
 
+/// A pool over a fleet, under the configuration that runs without one.
+pub(crate) fn pool(name: &str, fleet: Arc<Fleet>, metrics: &Arc<Metrics>, clock: &Clock) -> Pool {
+    let policy = Policy::field_default(0).unwrap();
+    let latency = LatencyOptions::default();
+    Pool::connect(name, Rooms::over(fleet), policy, latency, metrics, clock)
+}
+
 /// The parts of a picker over a fleet, under the configuration that runs without one.
 pub(crate) fn made(fleet: Arc<Fleet>, clock: Clock) -> Made {
     let metrics = Arc::new(Metrics::new());
-    let policy = Policy::field_default(0).unwrap();
-    let latency = LatencyOptions::default();
-    let pool = Pool::connect(
-        "default",
-        Rooms::over(fleet),
-        policy,
-        latency,
-        &metrics,
-        &clock,
-    );
+    let pool = pool("default", fleet, &metrics, &clock);
     let shared = Shared {
         metrics,
         decisions: Arc::default(),
@@ -154,6 +180,13 @@ impl Made {
         let policy = Policy::build(config, 0).unwrap();
         self.pool.gate.set_settings(policy.flow.clone());
         self.pool.policy.store(Arc::new(policy));
+    }
+
+    /// Takes over InferenceObjectives and InferenceModelRewrites of the pool `default`.
+    pub(crate) fn resources(&mut self, text: &str) {
+        let read = resources::parse("test", text.as_bytes()).unwrap();
+        let rules = Rules::from(&read.for_pool("default"));
+        self.pool.rules.store(Arc::new(rules));
     }
 }
 
@@ -201,29 +234,38 @@ async fn serve(
     } else {
         "http"
     };
-    let mut endpoint = Channel::from_shared(format!("{scheme}://{address}")).unwrap();
+    let uri = format!("{scheme}://{address}");
+    let mut endpoint = Channel::from_shared(uri.clone()).unwrap();
     if let Some(client_tls) = client_tls {
         endpoint = endpoint.tls_config(client_tls).unwrap();
     }
-    let channel = endpoint.connect().await.unwrap();
     Picker {
         fleet,
         metrics,
         health,
-        channel,
+        status: None,
+        uri,
+        gateway: Gateway::over(endpoint.connect().await.unwrap()),
+        timers: JoinSet::new(),
         _stop: stop.drop_guard(),
     }
 }
 
-fn fleet_of(workers: &[P]) -> Arc<Fleet> {
-    let fleet = Fleet::new();
+/// Workers `worker-1` at `192.168.1.1:8000` and so on, each read once.
+pub(crate) fn fleet_of(workers: &[P]) -> Arc<Fleet> {
     let specs = (1..).zip(workers).map(|(number, _)| {
         EndpointSpec::new(
             format!("worker-{number}"),
             ([192, 168, 1, number], 8000).into(),
         )
     });
-    fleet.apply(specs.collect()).unwrap();
+    fleet_at(specs.collect(), workers)
+}
+
+/// These endpoints, each read once.
+pub(crate) fn fleet_at(specs: Vec<EndpointSpec>, workers: &[P]) -> Arc<Fleet> {
+    let fleet = Fleet::new();
+    fleet.apply(specs).unwrap();
     let mut snapshot = Snapshot::default();
     fleet.snapshot_into(&mut snapshot);
     for (member, worker) in snapshot.members.iter().zip(workers) {
@@ -242,18 +284,32 @@ fn fleet_of(workers: &[P]) -> Arc<Fleet> {
     fleet
 }
 
+/// Says which adapters run at each worker, as a page without a maximum does.
+pub(crate) fn adapters(fleet: &Fleet, running: &[&[&str]]) {
+    let mut snapshot = Snapshot::default();
+    fleet.snapshot_into(&mut snapshot);
+    for (member, names) in snapshot.members.iter().zip(running) {
+        let adapters = Adapters {
+            max: 0,
+            running: names.iter().map(|name| Box::from(*name)).collect(),
+            waiting: Vec::new(),
+        };
+        fleet.record_adapters(member.id, member.generation, adapters);
+    }
+}
+
 impl Picker {
     pub(crate) fn channel(&self) -> Channel {
-        self.channel.clone()
+        self.gateway.channel()
+    }
+
+    pub(crate) fn gateway(&self) -> &Gateway {
+        &self.gateway
     }
 
     /// A stream whose gateway is configured for full duplex both ways.
     pub(crate) async fn stream(&self) -> EnvoyStream {
-        self.stream_in(
-            BodySendMode::FullDuplexStreamed,
-            BodySendMode::FullDuplexStreamed,
-        )
-        .await
+        self.gateway.stream().await
     }
 
     pub(crate) async fn stream_in(
@@ -261,25 +317,33 @@ impl Picker {
         request: BodySendMode,
         response: BodySendMode,
     ) -> EnvoyStream {
-        let (sender, receiver) = mpsc::channel(1024);
-        let mut client = ExternalProcessorClient::new(self.channel.clone());
-        let call = client.process(ReceiverStream::new(receiver));
-        let inbound = tokio::time::timeout(PATIENCE, call)
-            .await
-            .unwrap()
-            .unwrap()
-            .into_inner();
-        let protocol_config = ProtocolConfiguration {
-            request_body_mode: request.into(),
-            response_body_mode: response.into(),
-            ..ProtocolConfiguration::default()
+        self.gateway.stream_in(request, response).await
+    }
+
+    /// The pools' parts.
+    pub(crate) fn pipeline(&self) -> &Pipeline {
+        &self.status.as_ref().unwrap().pipeline
+    }
+
+    /// The first pool.
+    pub(crate) fn pool(&self) -> &Arc<Pool> {
+        &self.pipeline().pools().all()[0]
+    }
+
+    /// The metrics page.
+    pub(crate) fn page(&self) -> String {
+        let Some(status) = &self.status else {
+            return self.metrics.render();
         };
-        EnvoyStream {
-            sender,
-            inbound,
-            protocol_config: Some(protocol_config),
-            metadata: None,
-        }
+        let mut page = Page::new();
+        status.write_metrics(&mut page);
+        page.into_text()
+    }
+
+    /// Waits until this many requests wait at the first pool's gate.
+    pub(crate) async fn until_waiting(&self, expected: u64) {
+        self.until(|picker| picker.pool().gate.view().requests == expected)
+            .await;
     }
 
     /// Requests of ours in flight at each worker.
@@ -300,266 +364,30 @@ impl Picker {
 
     /// Waits until the metrics page has this line.
     pub(crate) async fn until_metric(&self, line: &str) {
-        self.until(|picker| {
-            picker
-                .metrics
-                .render()
+        let has = |picker: &Self| picker.page().lines().any(|written| written == line);
+        if !self.comes_to(has).await {
+            let family = line.split(['{', ' ']).next().unwrap_or_default();
+            let page = self.page();
+            let written: Vec<_> = page
                 .lines()
-                .any(|written| written == line)
-        })
-        .await;
+                .filter(|line| line.starts_with(family))
+                .collect();
+            panic!("no {line}\nbut {written:#?}");
+        }
     }
 
-    async fn until(&self, reached: impl Fn(&Self) -> bool) {
+    /// Waits until something is so.
+    pub(crate) async fn until(&self, reached: impl Fn(&Self) -> bool) {
+        let is_reached = self.comes_to(reached).await;
+        assert!(is_reached, "in flight: {:?}", self.in_flight());
+    }
+
+    async fn comes_to(&self, reached: impl Fn(&Self) -> bool) -> bool {
         let waited = tokio::time::timeout(PATIENCE, async {
             while !reached(self) {
                 tokio::task::yield_now().await;
             }
         });
-        assert!(
-            waited.await.is_ok(),
-            "{:?}\n{}",
-            self.in_flight(),
-            self.metrics.render()
-        );
-    }
-}
-
-/// One ext_proc stream, seen from Envoy.
-pub(crate) struct EnvoyStream {
-    sender: mpsc::Sender<ProcessingRequest>,
-    inbound: Streaming<ProcessingResponse>,
-    /// Sent with the first message.
-    protocol_config: Option<ProtocolConfiguration>,
-    /// Sent with the next message.
-    metadata: Option<Metadata>,
-}
-
-/// The picker's decision as the gateway sees it.
-#[derive(Debug, PartialEq)]
-pub(crate) struct Picked {
-    pub(crate) destination: String,
-    pub(crate) removed: Vec<String>,
-}
-
-impl EnvoyStream {
-    pub(crate) async fn send(&mut self, request: Request) {
-        let message = ProcessingRequest {
-            protocol_config: self.protocol_config.take(),
-            metadata_context: self.metadata.take(),
-            request: Some(request),
-            ..ProcessingRequest::default()
-        };
-        self.sender.send(message).await.unwrap();
-    }
-
-    pub(crate) async fn request(&mut self, headers: &[(&str, &str)], end_of_stream: bool) {
-        let headers = Some(header_map(headers.iter().copied()));
-        self.send(Request::RequestHeaders(HttpHeaders {
-            headers,
-            end_of_stream,
-            ..HttpHeaders::default()
-        }))
-        .await;
-    }
-
-    pub(crate) async fn body(&mut self, bytes: &[u8], end_of_stream: bool) {
-        self.send(Request::RequestBody(HttpBody {
-            body: bytes.to_vec(),
-            end_of_stream,
-            ..HttpBody::default()
-        }))
-        .await;
-    }
-
-    /// A POST whose body comes as HTTP/1.1 brings it: the bytes, then the end mark in a message of
-    /// its own.
-    pub(crate) async fn post(&mut self, path: &str, body: &str) {
-        self.request(&[(":method", "POST"), (":path", path)], false)
-            .await;
-        self.body(body.as_bytes(), false).await;
-        self.body(b"", true).await;
-    }
-
-    pub(crate) async fn get(&mut self, path: &str) {
-        self.request(&[(":method", "GET"), (":path", path)], true)
-            .await;
-    }
-
-    pub(crate) async fn request_trailers(&mut self) {
-        self.send(Request::RequestTrailers(HttpTrailers::default()))
-            .await;
-    }
-
-    pub(crate) async fn response(&mut self, status: &str, end_of_stream: bool) {
-        let headers = Some(header_map([(":status", status)]));
-        self.send(Request::ResponseHeaders(HttpHeaders {
-            headers,
-            end_of_stream,
-            ..HttpHeaders::default()
-        }))
-        .await;
-    }
-
-    pub(crate) async fn response_body(&mut self, bytes: &[u8], end_of_stream: bool) {
-        let body = HttpBody {
-            body: bytes.to_vec(),
-            end_of_stream,
-            ..HttpBody::default()
-        };
-        self.send(Request::ResponseBody(body)).await;
-    }
-
-    /// Confines the next request to these endpoints.
-    pub(crate) fn subset(&mut self, entries: &[&str]) {
-        let values = entries.iter().map(|entry| string(entry)).collect();
-        let hint = Value {
-            kind: Some(Kind::ListValue(ListValue { values })),
-        };
-        self.metadata = Some(metadata(
-            "envoy.lb.subset_hint",
-            "x-gateway-destination-endpoint-subset",
-            hint,
-        ));
-    }
-
-    /// Reports the endpoint that served with the next message.
-    pub(crate) fn served(&mut self, endpoint: &str) {
-        self.metadata = Some(metadata(
-            "envoy.lb",
-            "x-gateway-destination-endpoint-served",
-            string(endpoint),
-        ));
-    }
-
-    /// The next answer; fails the test where there is none.
-    pub(crate) async fn answer(&mut self) -> ProcessingResponse {
-        let answer = tokio::time::timeout(PATIENCE, self.inbound.message()).await;
-        answer
-            .expect("an answer in time")
-            .expect("no error")
-            .expect("an answer")
-    }
-
-    /// Whether the picker ended the stream.
-    pub(crate) async fn is_closed(&mut self) -> bool {
-        let end = tokio::time::timeout(PATIENCE, self.inbound.message()).await;
-        matches!(end, Ok(Ok(None)))
-    }
-
-    /// The answer to the request headers, which carries the pick in its header and in its metadata.
-    pub(crate) async fn picked(&mut self) -> Picked {
-        let answer = self.answer().await;
-        let metadata = destination_metadata(&answer);
-        let Some(Response::RequestHeaders(HeadersResponse {
-            response: Some(common),
-        })) = answer.response
-        else {
-            panic!("not a headers answer: {answer:?}");
-        };
-        let mutation = common.header_mutation.expect("the pick sets a header");
-        let header = mutation.set_headers[0].header.clone().expect("a header");
-        assert_eq!(header.key, "x-gateway-destination-endpoint");
-        let destination = String::from_utf8(header.raw_value).unwrap();
-        assert_eq!(
-            metadata.as_deref(),
-            Some(destination.as_str()),
-            "header and metadata differ"
-        );
-        Picked {
-            destination,
-            removed: mutation.remove_headers,
-        }
-    }
-
-    /// The chunks sent on to the worker, up to the one that carries the end mark.
-    pub(crate) async fn forwarded_body(&mut self) -> Vec<u8> {
-        let mut body = Vec::new();
-        loop {
-            let answer = self.answer().await;
-            let Some(Response::RequestBody(BodyResponse {
-                response: Some(common),
-            })) = answer.response
-            else {
-                panic!("not a body answer: {answer:?}");
-            };
-            let chunk = streamed(common.body_mutation);
-            body.extend_from_slice(&chunk.body);
-            if chunk.end_of_stream {
-                return body;
-            }
-        }
-    }
-
-    /// The next chunk sent on to the client.
-    pub(crate) async fn forwarded_response_chunk(&mut self) -> (Vec<u8>, bool) {
-        let answer = self.answer().await;
-        let Some(Response::ResponseBody(BodyResponse {
-            response: Some(common),
-        })) = answer.response
-        else {
-            panic!("not a response body answer: {answer:?}");
-        };
-        let chunk = streamed(common.body_mutation);
-        (chunk.body, chunk.end_of_stream)
-    }
-
-    pub(crate) async fn refused(&mut self) -> ImmediateResponse {
-        let answer = self.answer().await;
-        let Some(Response::ImmediateResponse(immediate)) = answer.response else {
-            panic!("not refused: {answer:?}");
-        };
-        immediate
-    }
-
-    /// Ends the stream as Envoy does when the client goes away: a half-close.
-    pub(crate) fn half_close(self) -> Streaming<ProcessingResponse> {
-        self.inbound
-    }
-}
-
-pub(crate) fn refusal_header<'a>(refusal: &'a ImmediateResponse, name: &str) -> Option<&'a str> {
-    let headers = &refusal.headers.as_ref()?.set_headers;
-    let header = headers.iter().filter_map(|option| option.header.as_ref());
-    let header = header.into_iter().find(|header| header.key == name)?;
-    std::str::from_utf8(&header.raw_value).ok()
-}
-
-fn streamed(
-    mutation: Option<envoy_types::pb::envoy::service::ext_proc::v3::BodyMutation>,
-) -> StreamedBodyResponse {
-    match mutation.and_then(|mutation| mutation.mutation) {
-        Some(Mutation::StreamedResponse(chunk)) => chunk,
-        other => panic!("not a streamed chunk: {other:?}"),
-    }
-}
-
-fn destination_metadata(answer: &ProcessingResponse) -> Option<String> {
-    let namespace = answer.dynamic_metadata.as_ref()?.fields.get("envoy.lb")?;
-    let Some(Kind::StructValue(namespace)) = &namespace.kind else {
-        return None;
-    };
-    match &namespace.fields.get("x-gateway-destination-endpoint")?.kind {
-        Some(Kind::StringValue(destination)) => Some(destination.clone()),
-        _ => None,
-    }
-}
-
-fn metadata(namespace: &str, key: &str, value: Value) -> Metadata {
-    let namespace = (
-        namespace.to_owned(),
-        Struct {
-            fields: [(key.to_owned(), value)].into(),
-        },
-    );
-    Metadata {
-        filter_metadata: [namespace].into(),
-        ..Metadata::default()
-    }
-}
-
-fn string(text: &str) -> Value {
-    Value {
-        kind: Some(Kind::StringValue(text.to_owned())),
+        waited.await.is_ok()
     }
 }
