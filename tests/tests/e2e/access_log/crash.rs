@@ -17,9 +17,11 @@ const STREAMS: usize = 50;
 /// workers learns by itself, and a little after the admin page, that epp is back.
 async fn running_streams(stack: &Stack, count: usize) -> Vec<Response> {
     let streams = (0..count).map(async |turn| {
-        let chat = Chat::new().user(&format!("Count to two, {turn}."));
+        let chat = Chat::new()
+            .user(&format!("Count to two, {turn}."))
+            .streaming();
         eventually("a stream begins", async || {
-            let mut response = stack.post_chat(&chat.streaming()).send().await?;
+            let mut response = stack.post_chat(&chat).send().await?;
             let event = response.event().await?;
             ensure!(event.data == HELD_EVENTS[0], "{event:?}");
             Ok(response)
