@@ -164,7 +164,11 @@ impl Tokens {
         }
         let outcome = match (self.place(model), &self.remote) {
             (Some(place), _) => self.encode_by(place, prompt).await,
-            (None, Some(remote)) => remote.encode(model, prompt, self.limits.deadline).await,
+            // Boxed, because the future of an HTTP exchange is many times as large as all else that a
+            // request keeps, and few requests have one.
+            (None, Some(remote)) => {
+                Box::pin(remote.encode(model, prompt, self.limits.deadline)).await
+            }
             (None, None) => Err(Unavailable::NoTokenizer),
         };
         self.shared.counters.count_outcome(&outcome);
