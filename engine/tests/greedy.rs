@@ -82,13 +82,11 @@ fn engine(threads: usize, max_num_batched_tokens: u32, prefix_caching: bool) -> 
 
 fn submit(engine: &EngineHandle, case: &Case) -> RequestStream {
     engine
-        .submit(NewRequest {
-            id: case.name.as_str().into(),
-            prompt: case.prompt_token_ids.clone(),
-            sampling: SamplingParams::greedy(MAX_TOKENS),
-            cache_salt: None,
-            priority: 0,
-        })
+        .submit(NewRequest::new(
+            case.name.as_str(),
+            case.prompt_token_ids.clone(),
+            SamplingParams::greedy(MAX_TOKENS),
+        ))
         .unwrap()
 }
 

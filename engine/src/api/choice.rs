@@ -155,9 +155,9 @@ mod tests {
     fn update(token: Option<u32>, finish: Option<Finish>) -> TokenUpdate {
         TokenUpdate {
             token,
-            logprob: None,
             cached_tokens: 16,
             finish,
+            ..TokenUpdate::default()
         }
     }
 

@@ -101,11 +101,9 @@ impl Generation {
                 let sampling =
                     checked.for_prompt(choice, prompt.len(), api.engine.max_model_len())?;
                 let request = NewRequest {
-                    id: Arc::clone(&id),
-                    prompt: prompt.clone(),
-                    sampling,
                     cache_salt: checked.cache_salt.clone(),
                     priority: checked.priority,
+                    ..NewRequest::new(Arc::clone(&id), prompt.clone(), sampling)
                 };
                 let stream = api.engine.submit(request).inspect_err(|error| {
                     if matches!(error, SubmitError::QueueFull { .. }) {

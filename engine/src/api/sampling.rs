@@ -239,6 +239,7 @@ impl<'a> Fields<'a> {
             stop_token_ids: self.stop_token_ids.to_vec(),
             ignore_eos: self.ignore_eos.unwrap_or(false),
             logprobs,
+            ..SamplingParams::greedy(1)
         })
     }
 

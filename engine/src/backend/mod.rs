@@ -23,7 +23,9 @@ pub mod cpu;
 pub mod cuda;
 
 pub use select::{BackendChoice, select};
-pub use step::{SampleSpec, Sampled, Step, StepOutput, StepSequence};
+pub use step::{
+    BlockCopy, BlockPlace, PromptRow, SampleSpec, Sampled, Step, StepOutput, StepSequence,
+};
 
 /// Computes steps. Lives on the engine thread.
 pub trait Backend: Send {
@@ -65,6 +67,8 @@ pub struct KvLayout {
     pub block_size: u32,
     /// Blocks, the null block (number 0) included.
     pub blocks: u32,
+    /// Blocks of the second tier, in host memory; numbered from 0.
+    pub host_blocks: u32,
 }
 
 /// A backend that cannot go on.

@@ -32,6 +32,16 @@ pub struct Step {
     pub history: Vec<u32>,
     /// Tokens that must not be sampled; see [`SampleSpec::banned`].
     pub banned: Vec<u32>,
+    /// Tokens and what is added to their logits; see [`SampleSpec::biases`].
+    pub biases: Vec<(u32, f32)>,
+    /// The only tokens that may be sampled; see [`SampleSpec::allowed`].
+    pub allowed: Vec<u32>,
+    /// Tokens whose log probabilities were asked for by id; see [`SampleSpec::asked`].
+    pub asked: Vec<u32>,
+    /// Places in prompts whose log probabilities are wanted, in the order of their tokens.
+    pub prompt_rows: Vec<PromptRow>,
+    /// Blocks to copy, in this order, before anything is computed.
+    pub copies: Vec<BlockCopy>,
 }
 
 impl Step {
@@ -45,6 +55,11 @@ impl Step {
         self.samples.clear();
         self.history.clear();
         self.banned.clear();
+        self.biases.clear();
+        self.allowed.clear();
+        self.asked.clear();
+        self.prompt_rows.clear();
+        self.copies.clear();
     }
 }
 
@@ -59,6 +74,37 @@ pub struct StepSequence {
     pub block_table: Range<u32>,
     /// Index into [`Step::samples`] when a token is to be sampled after its last new one.
     pub sample: Option<u32>,
+    /// Whether the hidden state of its last new token is wanted, after the final norm.
+    pub embed: bool,
+}
+
+/// A token of a prompt whose successor's log probability is wanted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PromptRow {
+    /// Index into [`Step::tokens`]: the logits after this token are looked at.
+    pub token: u32,
+    /// The token that follows it in the prompt.
+    pub target: u32,
+    /// How many most likely tokens are wanted beside it.
+    pub top: u32,
+}
+
+/// One block to copy, all layers of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BlockCopy {
+    /// What is read.
+    pub from: BlockPlace,
+    /// What is overwritten.
+    pub to: BlockPlace,
+}
+
+/// A block of one of the two tiers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BlockPlace {
+    /// A block that steps compute with.
+    Device(u32),
+    /// A block of [`KvLayout::host_blocks`](super::KvLayout::host_blocks).
+    Host(u32),
 }
 
 /// How to sample one token.
@@ -90,6 +136,36 @@ pub struct SampleSpec {
     pub output: Range<u32>,
     /// Tokens in [`Step::banned`] that must not be sampled (stop tokens before `min_tokens`).
     pub banned: Range<u32>,
+    /// In [`Step::biases`]: added to logits before penalties.
+    pub biases: Range<u32>,
+    /// In [`Step::allowed`]: when not empty, no other token may be sampled.
+    pub allowed: Range<u32>,
+    /// In [`Step::asked`]: tokens whose log probabilities are reported whatever their rank.
+    pub asked: Range<u32>,
+}
+
+impl SampleSpec {
+    /// The most likely token, and nothing else.
+    pub fn greedy() -> Self {
+        Self {
+            temperature: 0.0,
+            top_p: 1.0,
+            top_k: 0,
+            min_p: 0.0,
+            repetition_penalty: 1.0,
+            presence_penalty: 0.0,
+            frequency_penalty: 0.0,
+            seed: 0,
+            position: 0,
+            logprobs: None,
+            prompt: 0..0,
+            output: 0..0,
+            banned: 0..0,
+            biases: 0..0,
+            allowed: 0..0,
+            asked: 0..0,
+        }
+    }
 }
 
 /// What a step brought. Reused, like [`Step`].
@@ -97,6 +173,19 @@ pub struct SampleSpec {
 pub struct StepOutput {
     /// One entry for each of [`Step::samples`], in their order.
     pub sampled: Vec<Sampled>,
+    /// One entry for each of [`Step::prompt_rows`], in their order.
+    pub prompt_logprobs: Vec<TokenLogprob>,
+    /// `[hidden_size]` for each sequence with [`StepSequence::embed`], in their order.
+    pub embeddings: Vec<Vec<f32>>,
+}
+
+impl StepOutput {
+    /// Empties the output and keeps its memory.
+    pub fn clear(&mut self) {
+        self.sampled.clear();
+        self.prompt_logprobs.clear();
+        self.embeddings.clear();
+    }
 }
 
 /// One sampled token.

@@ -89,7 +89,7 @@ impl Backend for HashBackend {
 
     fn forward(&mut self, step: &Step, out: &mut StepOutput) -> Result<(), BackendError> {
         self.largest_step = self.largest_step.max(step.tokens.len());
-        out.sampled.clear();
+        out.clear();
         for sequence in &step.sequences {
             let token = self.compute(step, sequence);
             if let Some(sample) = sequence.sample {

@@ -33,6 +33,17 @@ pub struct SamplingParams {
     pub ignore_eos: bool,
     /// Report the log probability of each token, and of this many most likely ones beside it.
     pub logprobs: Option<u32>,
+    /// Tokens whose log probability to report beside, whatever their rank.
+    pub logprob_token_ids: Vec<u32>,
+    /// Report the log probability of each prompt token but the first, and of this many most likely ones beside it.
+    /// Such a request reads nothing from the prefix cache.
+    pub prompt_logprobs: Option<u32>,
+    /// Added to the logits of these tokens, before penalties.
+    pub logit_bias: Vec<(u32, f32)>,
+    /// The only tokens that may come; empty is all.
+    pub allowed_token_ids: Vec<u32>,
+    /// Sequences of tokens whose last one must not come after the others.
+    pub bad_words: Vec<Vec<u32>>,
 }
 
 impl SamplingParams {
@@ -52,6 +63,11 @@ impl SamplingParams {
             stop_token_ids: Vec::new(),
             ignore_eos: false,
             logprobs: None,
+            logprob_token_ids: Vec::new(),
+            prompt_logprobs: None,
+            logit_bias: Vec::new(),
+            allowed_token_ids: Vec::new(),
+            bad_words: Vec::new(),
         }
     }
 

@@ -90,6 +90,7 @@ impl Intake {
             sampling,
             cache_salt,
             priority,
+            ..
         } = request;
         let room = self.room_after(&tokens)?;
         // One token at least: a request that may not generate any has no use for an engine.

@@ -1,6 +1,7 @@
 //! What goes into the scheduler and what comes out of it, one request at a time.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::sample::{SamplingParams, TokenLogprob};
 
@@ -17,10 +18,39 @@ pub struct NewRequest {
     pub cache_salt: Option<Arc<str>>,
     /// Lower runs earlier; ties run in order of arrival.
     pub priority: i32,
+    /// What is to come out of it.
+    pub task: Task,
+    /// Since its arrival: a request that has not ended by then ends with an error.
+    pub deadline: Option<Duration>,
+}
+
+/// What a request wants.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Task {
+    /// Tokens.
+    #[default]
+    Generate,
+    /// The prompt's embedding: the last hidden state after the final norm, and no token.
+    Embed,
+}
+
+impl NewRequest {
+    /// A request for tokens with nothing out of the ordinary.
+    pub fn new(id: impl Into<Arc<str>>, prompt: Vec<u32>, sampling: SamplingParams) -> Self {
+        Self {
+            id: id.into(),
+            prompt,
+            sampling,
+            cache_salt: None,
+            priority: 0,
+            task: Task::Generate,
+            deadline: None,
+        }
+    }
 }
 
 /// One generated token, or the end of a request that ends without one.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct TokenUpdate {
     /// The token; none when the request ends without generating one (abort, error).
     pub token: Option<u32>,
@@ -28,6 +58,10 @@ pub struct TokenUpdate {
     pub logprob: Option<TokenLogprob>,
     /// Tokens of the prompt that were found in the prefix cache; fixed when the request is first admitted.
     pub cached_tokens: u32,
+    /// On the first update of a request that asked for them: of each prompt token but the first, in order.
+    pub prompt_logprobs: Vec<TokenLogprob>,
+    /// On the last update of a request whose task is [`Task::Embed`]: `[hidden_size]`, not normalised.
+    pub embedding: Option<Vec<f32>>,
     /// Present on the last update of a request.
     pub finish: Option<Finish>,
 }

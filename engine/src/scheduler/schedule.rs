@@ -194,10 +194,9 @@ impl Scheduler {
         let sequence = self.remove(number)?;
         let report = sequence.report(finish.clone(), now);
         let update = TokenUpdate {
-            token: None,
-            logprob: None,
             cached_tokens: report.cached_tokens,
             finish: Some(finish),
+            ..TokenUpdate::default()
         };
         Some((update, report))
     }
@@ -330,9 +329,9 @@ impl Scheduler {
         }
         Some(TokenUpdate {
             token: Some(token),
-            logprob: None,
             cached_tokens,
             finish: appended.finish,
+            ..TokenUpdate::default()
         })
     }
 

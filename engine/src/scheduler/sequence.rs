@@ -128,6 +128,7 @@ impl Sequence {
             context_len: positions.end as u32,
             block_table: range(tables, step.block_tables.len()),
             sample,
+            embed: false,
         });
         sample
     }
@@ -245,6 +246,7 @@ impl Sequence {
             prompt: range(history, output),
             output: range(output, step.history.len()),
             banned: range(banned, step.banned.len()),
+            ..SampleSpec::greedy()
         });
         step.samples.len() as u32 - 1
     }

@@ -33,13 +33,7 @@ fn config() -> SchedulerConfig {
 }
 
 fn request(prompt: Vec<u32>, sampling: SamplingParams) -> NewRequest {
-    NewRequest {
-        id: "test".into(),
-        prompt,
-        sampling,
-        cache_salt: None,
-        priority: 0,
-    }
+    NewRequest::new("test", prompt, sampling)
 }
 
 /// A request that runs for exactly `max_tokens` tokens.
@@ -70,6 +64,7 @@ impl Rig {
     fn new(config: SchedulerConfig) -> Self {
         let mut backend = HashBackend::new(config.vocab_size);
         let layout = KvLayout {
+            host_blocks: 0,
             block_size: config.block_size,
             blocks: config.blocks,
         };

@@ -31,6 +31,7 @@ impl Backend for WarmedUp {
                 context_len: 1,
                 block_table: 0..1,
                 sample: None,
+                embed: false,
             }],
             block_tables: vec![0],
             ..Step::default()

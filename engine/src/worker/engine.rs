@@ -50,6 +50,7 @@ pub fn start(
     let layout = KvLayout {
         block_size: config.block_size,
         blocks: config.blocks,
+        host_blocks: 0,
     };
     let scheduler = Scheduler::new(config)?;
     backend.allocate(&layout)?;
@@ -243,7 +244,7 @@ impl Engine {
 
     /// Computes the step. A panic in a backend must not take the process with it: `/health` is what tells the outside.
     fn forward(&mut self) -> Result<(), String> {
-        self.output.sampled.clear();
+        self.output.clear();
         let (backend, step, output) = (&mut self.backend, &self.step, &mut self.output);
         let computed = catch_unwind(AssertUnwindSafe(|| backend.forward(step, output)));
         match computed {

@@ -25,5 +25,5 @@ pub use observer::{EventSink, Observer};
 
 pub use crate::sample::{SamplingParams, TokenLogprob};
 pub use crate::scheduler::{
-    Finish, NewRequest, RequestReport, SchedulerConfig, Stats, StepReport, TokenUpdate,
+    Finish, NewRequest, RequestReport, SchedulerConfig, Stats, StepReport, Task, TokenUpdate,
 };

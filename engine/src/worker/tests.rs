@@ -32,13 +32,7 @@ fn config() -> SchedulerConfig {
 }
 
 fn request(prompt: std::ops::Range<u32>, max_tokens: u32) -> NewRequest {
-    NewRequest {
-        id: "test".into(),
-        prompt: prompt.collect(),
-        sampling: SamplingParams::greedy(max_tokens),
-        cache_salt: None,
-        priority: 0,
-    }
+    NewRequest::new("test", prompt.collect(), SamplingParams::greedy(max_tokens))
 }
 
 /// A backend that says when a step began and waits for leave to end it.

@@ -96,7 +96,7 @@ impl Forward {
             scratch.attend(&context, layer, index, kv);
             scratch.feed_forward(&context, layer);
         }
-        out.sampled.clear();
+        out.clear();
         self.sample(team, isa, weights, step, out);
     }
 

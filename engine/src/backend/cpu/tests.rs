@@ -36,6 +36,7 @@ impl Rig {
         let mut backend = CpuBackend::new(&model, threads).unwrap();
         backend
             .allocate(&KvLayout {
+                host_blocks: 0,
                 block_size,
                 blocks: 64,
             })
@@ -104,6 +105,7 @@ fn step(sequences: &mut [Sequence], counts: &[usize], block_size: u32) -> Step {
             context_len: new.end as u32,
             block_table: table..step.block_tables.len() as u32,
             sample: Some(step.samples.len() as u32),
+            embed: false,
         });
         step.samples.push(greedy(Some(u32::MAX)));
     }
@@ -112,19 +114,8 @@ fn step(sequences: &mut [Sequence], counts: &[usize], block_size: u32) -> Step {
 
 fn greedy(logprobs: Option<u32>) -> SampleSpec {
     SampleSpec {
-        temperature: 0.0,
-        top_p: 1.0,
-        top_k: 0,
-        min_p: 0.0,
-        repetition_penalty: 1.0,
-        presence_penalty: 0.0,
-        frequency_penalty: 0.0,
-        seed: 0,
-        position: 0,
         logprobs,
-        prompt: 0..0,
-        output: 0..0,
-        banned: 0..0,
+        ..SampleSpec::greedy()
     }
 }
 
@@ -218,6 +209,7 @@ fn heads_that_are_too_wide_are_refused() {
 fn a_pool_beyond_the_address_space_is_an_error() {
     let mut rig = Rig::new(&small(), 1, 4);
     let layout = KvLayout {
+        host_blocks: 0,
         block_size: u32::MAX,
         blocks: u32::MAX,
     };

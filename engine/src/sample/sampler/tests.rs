@@ -9,18 +9,8 @@ use super::*;
 fn spec() -> SampleSpec {
     SampleSpec {
         temperature: 1.0,
-        top_p: 1.0,
-        top_k: 0,
-        min_p: 0.0,
-        repetition_penalty: 1.0,
-        presence_penalty: 0.0,
-        frequency_penalty: 0.0,
         seed: 42,
-        position: 0,
-        logprobs: None,
-        prompt: 0..0,
-        output: 0..0,
-        banned: 0..0,
+        ..SampleSpec::greedy()
     }
 }
 

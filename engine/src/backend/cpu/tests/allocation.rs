@@ -103,13 +103,7 @@ fn add_requests(scheduler: &mut Scheduler, first_token: u32) {
             ..SamplingParams::greedy(MAX_TOKENS)
         };
         let first = first_token + index;
-        let request = NewRequest {
-            id: "test".into(),
-            prompt: (first..first + 40).collect(),
-            sampling,
-            cache_salt: None,
-            priority: 0,
-        };
+        let request = NewRequest::new("test", (first..first + 40).collect(), sampling);
         let prepared = scheduler.intake().prepare(request).unwrap();
         scheduler.add(prepared, Duration::ZERO);
     }
