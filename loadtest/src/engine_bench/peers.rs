@@ -69,8 +69,7 @@ impl Peer {
             .arg(script(name))
             .arg(model)
             .arg(threads.to_string())
-            // Threads that wait for the next turn must not spin through the others' turns.
-            .env("OMP_WAIT_POLICY", "passive")
+            // Nothing is said of how threads wait: a peer runs as its users run it, and its threads sleep soon after a turn.
             .env("OMP_NUM_THREADS", threads.to_string())
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
