@@ -1,0 +1,65 @@
+//! Sliding windows: which layers let a token see only the last few tokens, as each family's configuration says it.
+
+use super::ModelError;
+use super::raw::{File, Raw};
+
+/// What `layer_types` may hold.
+const KINDS: [&str; 2] = ["full_attention", "sliding_attention"];
+
+/// No window in any layer.
+pub(super) fn none(layers: usize) -> Vec<Option<usize>> {
+    vec![None; layers]
+}
+
+/// The same window in all layers, unless `sliding_window` is null.
+///
+/// # Errors
+/// When the window is empty, or `layer_types` says that layers differ.
+pub(super) fn everywhere(
+    raw: &Raw,
+    layers: usize,
+    file: &File,
+) -> Result<Vec<Option<usize>>, ModelError> {
+    file.refuse("layer_types", raw.layer_types.is_some())?;
+    let window = raw.sliding_window.map(|_| size(raw, file)).transpose()?;
+    Ok(vec![window; layers])
+}
+
+/// Qwen's way: no windows unless `use_sliding_window`; then in the layers that `layer_types` names, or, in files
+/// without, from `max_window_layers` on.
+///
+/// # Errors
+/// When the window is missing or empty, or `layer_types` does not fit the layers.
+pub(super) fn qwen(
+    raw: &Raw,
+    layers: usize,
+    file: &File,
+) -> Result<Vec<Option<usize>>, ModelError> {
+    let kinds = raw.layer_types.as_deref();
+    if let Some(kinds) = kinds {
+        if kinds.len() != layers {
+            let reason = format!("has {} entries for {layers} layers", kinds.len());
+            return Err(file.wrong("layer_types", reason));
+        }
+        if let Some(other) = kinds.iter().find(|kind| !KINDS.contains(&kind.as_str())) {
+            let reason = format!("{other} is not supported; supported: {KINDS:?}");
+            return Err(file.wrong("layer_types", reason));
+        }
+    }
+    let slides = |layer: usize| match kinds {
+        Some(kinds) => kinds.get(layer).is_some_and(|kind| kind == KINDS[1]),
+        // The default of the reference implementation.
+        None => layer >= raw.max_window_layers.unwrap_or(28),
+    };
+    if raw.use_sliding_window != Some(true) || raw.sliding_window.is_none() {
+        // Layers that slide over nothing see everything.
+        return Ok(none(layers));
+    }
+    let window = size(raw, file)?;
+    Ok((0..layers).map(|layer| slides(layer).then_some(window)).collect())
+}
+
+/// The window's length.
+pub(super) fn size(raw: &Raw, file: &File) -> Result<usize, ModelError> {
+    file.positive("sliding_window", raw.sliding_window)
+}
