@@ -80,8 +80,9 @@ pub enum ServeError {
 /// See [`ServeError`]; nothing listens after an error.
 pub async fn start(flags: &Flags) -> Result<Server, ServeError> {
     let mut clock = Stopwatch::start();
-    let model = Model::open(&flags.model)?;
+    let mut model = Model::open(&flags.model)?;
     let context_tokens = plan::context(flags.max_model_len, model.config.max_position_embeddings)?;
+    model.config.max_model_len = context_tokens as usize;
     let model_ms = clock.lap_ms();
     let encoder = Arc::new(PromptEncoder::load(&flags.model)?);
     let tokenizer_ms = clock.lap_ms();

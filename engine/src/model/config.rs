@@ -96,6 +96,13 @@ impl ModelConfig {
         experts.layers.get(layer)?.then_some(experts)
     }
 
+    /// Width of the widest feed-forward network of any layer.
+    pub fn widest_feed_forward(&self) -> usize {
+        let experts = self.experts.as_ref();
+        let of_experts = experts.map_or(0, |experts| experts.intermediate_size);
+        self.intermediate_size.max(of_experts)
+    }
+
     /// Number of weights.
     pub fn parameters(&self) -> usize {
         self.count_parameters(|experts| experts.count)
@@ -123,7 +130,9 @@ impl ModelConfig {
             }
             None => 3 * hidden * self.intermediate_size,
         };
-        let layers: usize = (0..self.layers).map(|layer| attention + feed_forward(layer)).sum();
+        let layers: usize = (0..self.layers)
+            .map(|layer| attention + feed_forward(layer))
+            .sum();
         let embeddings = if self.tie_word_embeddings { 1 } else { 2 };
         layers + (embeddings * self.vocab_size + 1) * hidden
     }
@@ -142,8 +151,9 @@ fn check(family: &dyn Family, raw: Raw, file: &File) -> Result<ModelConfig, Mode
     let hidden_size = file.positive("hidden_size", raw.hidden_size)?;
     let layers = file.positive("num_hidden_layers", raw.num_hidden_layers)?;
     let head_dim = head_dim(family, &raw, hidden_size / heads, file)?;
-    let max_position_embeddings =
-        file.positive("max_position_embeddings", raw.max_position_embeddings)?;
+    let rope = rope::read(&raw, head_dim, file)?;
+    let written = file.positive("max_position_embeddings", raw.max_position_embeddings)?;
+    let max_position_embeddings = rope.stretched_context(written);
     let mut config = ModelConfig {
         architecture: family.architecture(),
         vocab_size: file.positive("vocab_size", raw.vocab_size)?,
@@ -154,7 +164,7 @@ fn check(family: &dyn Family, raw: Raw, file: &File) -> Result<ModelConfig, Mode
         kv_heads: kv_heads(&raw, heads, file)?,
         head_dim,
         rms_norm_eps: rms_norm_eps(&raw, file)?,
-        rope: rope::read(&raw, head_dim, file)?,
+        rope,
         max_position_embeddings,
         max_model_len: max_position_embeddings,
         tie_word_embeddings: raw.tie_word_embeddings.unwrap_or(false),
@@ -165,7 +175,10 @@ fn check(family: &dyn Family, raw: Raw, file: &File) -> Result<ModelConfig, Mode
         experts: None,
     };
     family.configure(&raw, &mut config, file)?;
-    config.eos_token_ids = raw.eos_token_id.map(OneOrMore::into_vec).unwrap_or_default();
+    config.eos_token_ids = raw
+        .eos_token_id
+        .map(OneOrMore::into_vec)
+        .unwrap_or_default();
     Ok(config)
 }
 

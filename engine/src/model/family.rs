@@ -31,12 +31,8 @@ pub(super) trait Family: Sync {
     ///
     /// # Errors
     /// Names the field that is missing, impossible or not supported.
-    fn configure(
-        &self,
-        raw: &Raw,
-        config: &mut ModelConfig,
-        file: &File,
-    ) -> Result<(), ModelError>;
+    fn configure(&self, raw: &Raw, config: &mut ModelConfig, file: &File)
+    -> Result<(), ModelError>;
 
     /// Finds the tensors of a layer.
     ///

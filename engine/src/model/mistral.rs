@@ -21,7 +21,7 @@ impl Family for Mistral {
         config: &mut ModelConfig,
         file: &File,
     ) -> Result<(), ModelError> {
-        config.windows = window::everywhere(raw, config.layers, Some(4096), file)?;
+        config.windows = window::everywhere(raw, config.layers, Some(window::DEFAULT_SIZE), file)?;
         Ok(())
     }
 

@@ -3,17 +3,29 @@
 //! Nothing here computes, and nothing depends on a device: a family's file names its tensors and their shapes and
 //! hands out checked views into the mapped files, which a backend then packs or uploads as it likes. Everything that
 //! can be wrong with a folder is found while it is opened, before anything listens, and is told with the file and the
-//! field or tensor that is wrong. A new family is one new file.
+//! field or tensor that is wrong. A new family is one new file and one line in `family`.
 
 mod config;
+mod family;
 mod generation;
-pub mod llama;
+mod llama;
+mod mistral;
+mod phi3;
+mod qwen2;
+mod qwen3;
+mod qwen3_moe;
+mod raw;
+mod rope;
+mod tensors;
 mod weights;
+mod window;
 
 use std::path::{Path, PathBuf};
 
-pub use config::{Llama3Scaling, ModelConfig, Rope};
+pub use config::{ExpertsConfig, ModelConfig};
 pub use generation::GenerationDefaults;
+pub use rope::{Llama3Scaling, LongRopeScaling, Rope, RopeScaling, YarnScaling};
+pub use tensors::{FeedForward, Layer, Mlp, Tensors};
 pub use weights::{ElementType, Tensor, Weights};
 
 /// Why a model folder cannot be used.
@@ -77,11 +89,19 @@ impl Model {
         let config = ModelConfig::load(folder)?;
         let generation = GenerationDefaults::load(folder, &config)?;
         let weights = Weights::open(folder)?;
-        llama::tensors(&config, &weights)?;
+        tensors::find(&config, &weights)?;
         Ok(Self {
             config,
             generation,
             weights,
         })
+    }
+
+    /// Views of all tensors, by what they are for.
+    ///
+    /// # Errors
+    /// None that [`Model::open`] did not return already, unless the configuration was changed since.
+    pub fn tensors(&self) -> Result<Tensors<'_>, ModelError> {
+        tensors::find(&self.config, &self.weights)
     }
 }

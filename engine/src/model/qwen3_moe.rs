@@ -24,7 +24,8 @@ impl Family for Qwen3Moe {
     ) -> Result<(), ModelError> {
         config.qk_norm = true;
         if raw.use_sliding_window == Some(true) {
-            config.windows = window::everywhere(raw, config.layers, None, file)?;
+            config.windows =
+                window::everywhere(raw, config.layers, Some(window::DEFAULT_SIZE), file)?;
         }
         config.experts = Some(experts(raw, config.layers, file)?);
         Ok(())
@@ -51,7 +52,7 @@ impl Family for Qwen3Moe {
 
 /// Which layers have experts: every `decoder_sparse_step`-th, but for those in `mlp_only_layers`.
 fn experts(raw: &Raw, layers: usize, file: &File) -> Result<ExpertsConfig, ModelError> {
-    let count = file.positive("num_experts", raw.num_experts)?;
+    let count = file.positive("num_experts", raw.num_experts.or(raw.num_local_experts))?;
     let per_token = file.positive("num_experts_per_tok", raw.num_experts_per_tok)?;
     if per_token > count {
         let reason = format!("{per_token} is more than the {count} experts");

@@ -5,7 +5,7 @@
 
 use std::path::{Path, PathBuf};
 
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer};
 
 use super::ModelError;
 use super::rope::RawRope;
@@ -38,17 +38,25 @@ pub(super) struct Raw {
     pub(super) mlp_bias: Option<bool>,
     pub(super) quantization_config: Option<serde_json::Value>,
     pub(super) eos_token_id: Option<OneOrMore>,
-    pub(super) sliding_window: Option<usize>,
+    /// None when it is not written, `Some(None)` when it is null.
+    #[serde(default, deserialize_with = "written")]
+    pub(super) sliding_window: Option<Option<usize>>,
     pub(super) use_sliding_window: Option<bool>,
     pub(super) max_window_layers: Option<usize>,
     pub(super) layer_types: Option<Vec<String>>,
-    #[serde(alias = "num_local_experts")]
     pub(super) num_experts: Option<usize>,
+    /// What newer files call the same.
+    pub(super) num_local_experts: Option<usize>,
     pub(super) num_experts_per_tok: Option<usize>,
     pub(super) moe_intermediate_size: Option<usize>,
     pub(super) norm_topk_prob: Option<bool>,
     pub(super) decoder_sparse_step: Option<usize>,
     pub(super) mlp_only_layers: Option<Vec<usize>>,
+}
+
+/// Tells null from nothing, together with `default`.
+fn written<'de, D: Deserializer<'de>>(value: D) -> Result<Option<Option<usize>>, D::Error> {
+    Option::deserialize(value).map(Some)
 }
 
 /// A token id, or several.

@@ -21,6 +21,9 @@ use serde::Deserialize;
 use super::ModelError;
 use super::raw::{File, Raw};
 
+/// No context is longer, whatever a file says.
+const MAX_CONTEXT: f64 = 16_777_216.0;
+
 /// Rotary position encoding over halves (NeoX order).
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Rope {
@@ -72,6 +75,8 @@ pub struct YarnScaling {
     pub low: f64,
     /// From this frequency's index on they are stretched in full.
     pub high: f64,
+    /// Context length of the pre-training.
+    pub original_context: f64,
 }
 
 /// `rope_type: longrope`.
@@ -101,6 +106,21 @@ impl Rope {
             }
         };
         (0..half).map(|index| scaled(index) as f32).collect()
+    }
+}
+
+impl Rope {
+    /// The longest context of a model whose file says `written`: two scalings stretch it, as vLLM counts; the others
+    /// have their stretch in that number already.
+    pub(super) fn stretched_context(&self, written: usize) -> usize {
+        let stretched = match &self.scaling {
+            RopeScaling::Linear(factor) => written as f64 * factor,
+            RopeScaling::Yarn(yarn) => yarn.original_context * yarn.factor,
+            RopeScaling::Default | RopeScaling::Llama3(_) | RopeScaling::LongRope(_) => {
+                return written;
+            }
+        };
+        stretched.clamp(1.0, MAX_CONTEXT) as usize
     }
 }
 
@@ -292,13 +312,23 @@ impl Reader<'_> {
             factor,
             low: low.max(0.0),
             high: high.min(dim as f64 - 1.0),
+            original_context: context,
         };
-        let scale = |m: f64| 1.0 + if factor > 1.0 { 0.1 * m * factor.ln() } else { 0.0 };
+        let scale = |m: f64| {
+            1.0 + if factor > 1.0 {
+                0.1 * m * factor.ln()
+            } else {
+                0.0
+            }
+        };
         let by_default = match (raw.mscale, raw.mscale_all_dim) {
             (Some(mscale), Some(all)) if mscale != 0.0 && all != 0.0 => scale(mscale) / scale(all),
             _ => scale(1.0),
         };
-        let amplitude = self.need("attention_factor", raw.attention_factor.or(Some(by_default)))?;
+        let amplitude = self.need(
+            "attention_factor",
+            raw.attention_factor.or(Some(by_default)),
+        )?;
         Ok((RopeScaling::Yarn(scaling), amplitude))
     }
 
@@ -320,7 +350,10 @@ impl Reader<'_> {
         } else {
             1.0
         };
-        let amplitude = self.need("attention_factor", raw.attention_factor.or(Some(by_default)))?;
+        let amplitude = self.need(
+            "attention_factor",
+            raw.attention_factor.or(Some(by_default)),
+        )?;
         Ok((RopeScaling::LongRope(scaling), amplitude))
     }
 

@@ -156,10 +156,7 @@ impl<'a> LayerTensors<'a> {
     }
 
     /// `q_proj`, `k_proj`, `v_proj`.
-    pub(super) fn separate_qkv(
-        &self,
-        config: &ModelConfig,
-    ) -> Result<Vec<Tensor<'a>>, ModelError> {
+    pub(super) fn separate_qkv(&self, config: &ModelConfig) -> Result<Vec<Tensor<'a>>, ModelError> {
         let parts = qkv_parts(config).into_iter().map(|(name, rows)| {
             let name = format!("self_attn.{name}.weight");
             self.get(&name, &[rows, config.hidden_size])

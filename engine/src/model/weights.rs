@@ -13,7 +13,7 @@ use safetensors::tensor::{Dtype, Metadata, SafeTensors};
 use serde::Deserialize;
 
 use super::ModelError;
-use super::config::read_json;
+use super::raw::read_json;
 
 /// Shards of one model at most.
 const MAX_SHARDS: usize = 4096;
@@ -68,7 +68,19 @@ impl ElementType {
     }
 }
 
-impl Tensor<'_> {
+impl<'a> Tensor<'a> {
+    /// The tensors that this one is a stack of: one for each index of its first dimension.
+    pub fn parts(&self) -> impl Iterator<Item = Tensor<'a>> + use<'a> {
+        let (element, bytes) = (self.element, self.bytes);
+        let shape = self.shape.get(1..).unwrap_or_default();
+        let size = shape.iter().product::<usize>() * element.size();
+        bytes.chunks_exact(size.max(1)).map(move |bytes| Tensor {
+            element,
+            shape,
+            bytes,
+        })
+    }
+
     /// Element `index` in row-major order, widened; none behind the end.
     pub fn get(&self, index: usize) -> Option<f32> {
         let size = self.element.size();
@@ -188,6 +200,11 @@ impl Weights {
             shape: &info.shape,
             bytes: bytes.ok_or_else(|| wrong(&shard.path, "lies outside its file".to_owned()))?,
         })
+    }
+
+    /// The folder that was opened.
+    pub fn folder(&self) -> &Path {
+        &self.folder
     }
 
     /// Whether there is a tensor of this name.

@@ -6,23 +6,26 @@ use super::raw::{File, Raw};
 /// What `layer_types` may hold.
 const KINDS: [&str; 2] = ["full_attention", "sliding_attention"];
 
+/// The reference implementation's window where a family has windows and a file does not say how long.
+pub(super) const DEFAULT_SIZE: usize = 4096;
+
 /// No window in any layer.
 pub(super) fn none(layers: usize) -> Vec<Option<usize>> {
     vec![None; layers]
 }
 
-/// The same window in all layers, unless `sliding_window` is null.
+/// The same window in all layers: `sliding_window`, none where that is null, and `unwritten` where it is not written.
 ///
 /// # Errors
-/// When the window is empty, or `layer_types` says that layers differ.
+/// When the window is empty, or `layer_types` is there: these families' layers are all of one kind.
 pub(super) fn everywhere(
     raw: &Raw,
     layers: usize,
+    unwritten: Option<usize>,
     file: &File,
 ) -> Result<Vec<Option<usize>>, ModelError> {
     file.refuse("layer_types", raw.layer_types.is_some())?;
-    let window = raw.sliding_window.map(|_| size(raw, file)).transpose()?;
-    Ok(vec![window; layers])
+    Ok(vec![size(raw, unwritten, file)?; layers])
 }
 
 /// Qwen's way: no windows unless `use_sliding_window`; then in the layers that `layer_types` names, or, in files
@@ -51,15 +54,18 @@ pub(super) fn qwen(
         // The default of the reference implementation.
         None => layer >= raw.max_window_layers.unwrap_or(28),
     };
-    if raw.use_sliding_window != Some(true) || raw.sliding_window.is_none() {
+    if raw.use_sliding_window != Some(true) {
         // Layers that slide over nothing see everything.
         return Ok(none(layers));
     }
-    let window = size(raw, file)?;
-    Ok((0..layers).map(|layer| slides(layer).then_some(window)).collect())
+    let window = size(raw, Some(DEFAULT_SIZE), file)?;
+    let of_layer = |layer| window.filter(|_| slides(layer));
+    Ok((0..layers).map(of_layer).collect())
 }
 
-/// The window's length.
-pub(super) fn size(raw: &Raw, file: &File) -> Result<usize, ModelError> {
-    file.positive("sliding_window", raw.sliding_window)
+/// The window's length: as written, none where it is null, and `unwritten` where it is not written.
+fn size(raw: &Raw, unwritten: Option<usize>, file: &File) -> Result<Option<usize>, ModelError> {
+    let window = raw.sliding_window.unwrap_or(unwritten);
+    let checked = window.map(|window| file.positive("sliding_window", Some(window)));
+    checked.transpose()
 }
