@@ -9,6 +9,7 @@ mod config;
 mod family;
 mod generation;
 mod llama;
+mod manifest;
 mod mistral;
 mod phi3;
 mod qwen2;
@@ -24,6 +25,7 @@ use std::path::{Path, PathBuf};
 
 pub use config::{ExpertsConfig, ModelConfig};
 pub use generation::GenerationDefaults;
+pub use manifest::{Verification, Verified};
 pub use rope::{Llama3Scaling, LongRopeScaling, Rope, RopeScaling, YarnScaling};
 pub use tensors::{FeedForward, Layer, Mlp, Tensors};
 pub use weights::{ElementType, Tensor, Weights};
@@ -67,6 +69,18 @@ pub enum ModelError {
         /// What is wrong with it.
         reason: String,
     },
+    /// A file is not what the manifest says.
+    #[error("{}: file {file}: expected {expected}, found {found}", path.display())]
+    Unverified {
+        /// The manifest.
+        path: PathBuf,
+        /// The file.
+        file: String,
+        /// What the manifest says.
+        expected: String,
+        /// What there is.
+        found: String,
+    },
 }
 
 /// An opened model folder whose tensors are known to be there and to have the right shapes.
@@ -78,22 +92,34 @@ pub struct Model {
     pub generation: GenerationDefaults,
     /// The mapped files.
     pub weights: Weights,
+    /// Present when the files were checked against a manifest.
+    pub verified: Option<Verified>,
 }
 
 impl Model {
-    /// Opens a Hugging Face model folder.
+    /// Opens a Hugging Face model folder, and checks it against its manifest if it has one.
     ///
     /// # Errors
     /// See [`ModelError`].
     pub fn open(folder: &Path) -> Result<Self, ModelError> {
+        Self::open_with(folder, Verification::WherePossible)
+    }
+
+    /// Opens a Hugging Face model folder.
+    ///
+    /// # Errors
+    /// See [`ModelError`]; among others when `verification` asks for a manifest and there is none.
+    pub fn open_with(folder: &Path, verification: Verification) -> Result<Self, ModelError> {
         let config = ModelConfig::load(folder)?;
         let generation = GenerationDefaults::load(folder, &config)?;
+        let verified = manifest::verify(folder, verification)?;
         let weights = Weights::open(folder)?;
         tensors::find(&config, &weights)?;
         Ok(Self {
             config,
             generation,
             weights,
+            verified,
         })
     }
 

@@ -38,9 +38,8 @@ pub(super) struct Raw {
     pub(super) mlp_bias: Option<bool>,
     pub(super) quantization_config: Option<serde_json::Value>,
     pub(super) eos_token_id: Option<OneOrMore>,
-    /// None when it is not written, `Some(None)` when it is null.
-    #[serde(default, deserialize_with = "written")]
-    pub(super) sliding_window: Option<Option<usize>>,
+    #[serde(default)]
+    pub(super) sliding_window: Window,
     pub(super) use_sliding_window: Option<bool>,
     pub(super) max_window_layers: Option<usize>,
     pub(super) layer_types: Option<Vec<String>>,
@@ -54,9 +53,23 @@ pub(super) struct Raw {
     pub(super) mlp_only_layers: Option<Vec<usize>>,
 }
 
-/// Tells null from nothing, together with `default`.
-fn written<'de, D: Deserializer<'de>>(value: D) -> Result<Option<Option<usize>>, D::Error> {
-    Option::deserialize(value).map(Some)
+/// `sliding_window`, where null and nothing mean different things.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum Window {
+    /// It is not written.
+    #[default]
+    Unwritten,
+    /// It is null.
+    Null,
+    /// A number of tokens.
+    Tokens(usize),
+}
+
+impl<'de> Deserialize<'de> for Window {
+    fn deserialize<D: Deserializer<'de>>(value: D) -> Result<Self, D::Error> {
+        let tokens = Option::deserialize(value)?;
+        Ok(tokens.map_or(Self::Null, Self::Tokens))
+    }
 }
 
 /// A token id, or several.

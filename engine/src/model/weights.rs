@@ -134,10 +134,7 @@ impl Weights {
             )));
         }
         // A name with a folder in it could reach any file of the machine.
-        if let Some(name) = files
-            .iter()
-            .find(|name| Path::new(name).file_name() != Some(name.as_ref()))
-        {
+        if let Some(name) = files.iter().find(|name| !is_plain_name(name)) {
             return Err(malformed(format!("{name} is not a plain file name")));
         }
         let places: BTreeMap<&String, usize> = files.iter().copied().zip(0..).collect();
@@ -220,15 +217,7 @@ impl Weights {
 
 impl Shard {
     fn open(path: PathBuf) -> Result<Self, ModelError> {
-        let read = |source| ModelError::Read {
-            path: path.clone(),
-            source,
-        };
-        let file = File::open(&path).map_err(read)?;
-        #[expect(unsafe_code, reason = "mapping a file is unsafe: others may change it")]
-        // SAFETY: the map is read-only and outlives no borrow of it. Whoever truncates or rewrites a weight file
-        // under a running worker breaks that worker; model folders are immutable by contract, as with any loader.
-        let map = unsafe { Mmap::map(&file) }.map_err(read)?;
+        let map = map(&path)?;
         let malformed = |error: safetensors::SafeTensorError| ModelError::Malformed {
             path: path.clone(),
             reason: format!("{error} (file of {} bytes)", map.len()),
@@ -242,6 +231,24 @@ impl Shard {
             data,
         })
     }
+}
+
+/// Whether this is the name of a file in the same folder, and not a way to another one.
+pub(super) fn is_plain_name(name: &str) -> bool {
+    Path::new(name).file_name() == Some(name.as_ref())
+}
+
+/// Maps a whole file.
+pub(super) fn map(path: &Path) -> Result<Mmap, ModelError> {
+    let read = |source| ModelError::Read {
+        path: path.to_owned(),
+        source,
+    };
+    let file = File::open(path).map_err(read)?;
+    #[expect(unsafe_code, reason = "mapping a file is unsafe: others may change it")]
+    // SAFETY: the map is read-only and outlives no borrow of it. Whoever truncates or rewrites a weight file
+    // under a running worker breaks that worker; model folders are immutable by contract, as with any loader.
+    unsafe { Mmap::map(&file) }.map_err(read)
 }
 
 #[cfg(test)]

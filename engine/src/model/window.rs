@@ -1,7 +1,7 @@
 //! Sliding windows: which layers let a token see only the last few tokens, as each family's configuration says it.
 
 use super::ModelError;
-use super::raw::{File, Raw};
+use super::raw::{File, Raw, Window};
 
 /// What `layer_types` may hold.
 const KINDS: [&str; 2] = ["full_attention", "sliding_attention"];
@@ -65,7 +65,11 @@ pub(super) fn qwen(
 
 /// The window's length: as written, none where it is null, and `unwritten` where it is not written.
 fn size(raw: &Raw, unwritten: Option<usize>, file: &File) -> Result<Option<usize>, ModelError> {
-    let window = raw.sliding_window.unwrap_or(unwritten);
+    let window = match raw.sliding_window {
+        Window::Unwritten => unwritten,
+        Window::Null => None,
+        Window::Tokens(tokens) => Some(tokens),
+    };
     let checked = window.map(|window| file.positive("sliding_window", Some(window)));
     checked.transpose()
 }

@@ -19,7 +19,7 @@ pub(super) struct Route {
 #[derive(Debug, Default)]
 pub(super) struct Routes {
     /// By expert, then by token.
-    routes: Vec<Route>,
+    chosen: Vec<Route>,
     probabilities: Vec<f32>,
 }
 
@@ -28,31 +28,33 @@ impl Routes {
     ///
     /// An expert's weight is its share of the softmax over all experts, or over the chosen ones when `normalised`.
     pub(super) fn choose(&mut self, logits: &[f32], config: &ExpertsConfig) {
-        self.routes.clear();
+        self.chosen.clear();
         for (token, logits) in logits.chunks_exact(config.count).enumerate() {
             softmax(logits, &mut self.probabilities);
-            let first = self.routes.len();
+            let first = self.chosen.len();
             for _ in 0..config.per_token {
                 let (expert, weight) = take_best(&mut self.probabilities);
-                self.routes.push(Route {
+                self.chosen.push(Route {
                     expert,
                     token: token as u32,
                     weight,
                 });
             }
             if config.normalised {
-                let chosen = &mut self.routes[first..];
+                let chosen = &mut self.chosen[first..];
                 let sum: f32 = chosen.iter().map(|route| route.weight).sum();
-                chosen.iter_mut().for_each(|route| route.weight /= sum);
+                for route in chosen {
+                    route.weight /= sum;
+                }
             }
         }
-        self.routes
+        self.chosen
             .sort_unstable_by_key(|route| (route.expert, route.token));
     }
 
     /// The routes of each expert that has any, in the order of the experts; none has a token twice.
     pub(super) fn by_expert(&self) -> impl Iterator<Item = &[Route]> {
-        self.routes.chunk_by(|a, b| a.expert == b.expert)
+        self.chosen.chunk_by(|a, b| a.expert == b.expert)
     }
 }
 

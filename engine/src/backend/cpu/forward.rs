@@ -368,7 +368,9 @@ fn finish_qkv(
         rotate(head, cosines, sines);
     }
     let scale = 1.0 / (config.head_dim as f32).sqrt();
-    queries.iter_mut().for_each(|query| *query *= scale);
+    for query in queries {
+        *query *= scale;
+    }
 }
 
 fn row(rows: &[f32], index: u32, width: usize) -> &[f32] {

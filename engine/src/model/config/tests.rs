@@ -1,7 +1,5 @@
 //! Configurations as checkpoints have them, and as they must be refused, with the field that is wrong.
 
-#![expect(clippy::float_cmp, reason = "what is copied or left alone is exact")]
-
 use std::path::Path;
 
 use serde_json::{Value, json};
