@@ -131,3 +131,6 @@ impl Model {
         tensors::find(&self.config, &self.weights)
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -28,14 +28,19 @@ impl<T> Weights<T> {
         let mut places = BTreeMap::new();
         let mut sums = String::new();
         let half = self.tensors.len() / 2;
-        for (number, tensors) in [&self.tensors[..half], &self.tensors[half..]].iter().enumerate() {
+        for (number, tensors) in [&self.tensors[..half], &self.tensors[half..]]
+            .iter()
+            .enumerate()
+        {
             let file = format!("model-0000{}-of-00002.safetensors", number + 1);
             let data: Vec<Vec<u8>> = (tensors.iter())
                 .map(|(name, shape, mean, width)| {
                     let values = uniform(self.seed, name, shape.iter().product());
                     let values = values.map(|value| value * width + mean);
                     if narrow {
-                        values.flat_map(|value| bf16::from_f32(value).to_le_bytes()).collect()
+                        values
+                            .flat_map(|value| bf16::from_f32(value).to_le_bytes())
+                            .collect()
                     } else {
                         values.flat_map(f32::to_le_bytes).collect()
                     }

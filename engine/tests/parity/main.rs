@@ -142,7 +142,10 @@ fn every_family_answers_as_the_reference_does() {
     // Past the test harness, which shows what tests print only when they fail.
     std::io::stderr().write_all(table.as_bytes()).unwrap();
     assert_eq!(golden.models.len(), 6);
-    assert!(failed.is_empty(), "{failed:?} differ from the reference:\n{table}");
+    assert!(
+        failed.is_empty(),
+        "{failed:?} differ from the reference:\n{table}"
+    );
 }
 
 #[test]

@@ -59,13 +59,21 @@ impl Runner {
             }
         }
         let answers = sequences.into_iter().zip(lengths);
-        answers.map(|(mut sequence, length)| sequence.tokens.split_off(length)).collect()
+        answers
+            .map(|(mut sequence, length)| sequence.tokens.split_off(length))
+            .collect()
     }
 
     /// Logits after the prompt, less their mean; the prompt is computed alone and in one step.
     pub(crate) fn logits(&mut self, prompt: &[u32]) -> Vec<f64> {
         let mut sequences = sequences(vec![prompt.to_vec()], 1);
-        let (step, _) = step(&mut sequences, &[prompt.len()], 1, usize::MAX, Some(self.vocab as u32));
+        let (step, _) = step(
+            &mut sequences,
+            &[prompt.len()],
+            1,
+            usize::MAX,
+            Some(self.vocab as u32),
+        );
         let mut output = StepOutput::default();
         self.backend.forward(&step, &mut output).unwrap();
         let mut row = vec![f64::NAN; self.vocab];

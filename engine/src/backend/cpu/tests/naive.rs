@@ -71,7 +71,7 @@ impl Kind {
 impl Shape {
     fn tensors(&self) -> Vec<(String, Vec<usize>)> {
         let (q, kv) = (self.heads * self.head_dim, self.kv_heads * self.head_dim);
-        let (hidden, inner) = (self.hidden, self.inner);
+        let hidden = self.hidden;
         let mut tensors = vec![
             ("model.embed_tokens".to_owned(), vec![self.vocab, hidden]),
             ("model.norm".to_owned(), vec![hidden]),
