@@ -142,10 +142,10 @@ fn read_sums(path: &Path, entries: &mut Entries) -> Result<(), ModelError> {
 fn read_manifest(path: &Path, entries: &mut Entries) -> Result<(), ModelError> {
     #[derive(Deserialize)]
     struct Manifest {
-        files: Vec<File>,
+        files: Vec<Listed>,
     }
     #[derive(Deserialize)]
-    struct File {
+    struct Listed {
         file: String,
         size: u64,
         sha256: String,
@@ -153,7 +153,7 @@ fn read_manifest(path: &Path, entries: &mut Entries) -> Result<(), ModelError> {
     let Some(manifest) = if_there(read_json::<Manifest>(path))? else {
         return Ok(());
     };
-    for File { file, size, sha256 } in manifest.files {
+    for Listed { file, size, sha256 } in manifest.files {
         let digest = parse_digest(&sha256).ok_or_else(|| ModelError::Malformed {
             path: path.to_owned(),
             reason: format!("{sha256:?} of {file} is not a SHA-256 digest of 64 hex digits"),

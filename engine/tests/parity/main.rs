@@ -16,6 +16,7 @@ mod runner;
 
 use std::collections::BTreeMap;
 use std::io::Write;
+use std::path::Path;
 
 use pointsman_engine::model::{Model, Verification};
 use serde::Deserialize;
@@ -73,7 +74,8 @@ struct Logits {
 }
 
 fn golden() -> Golden {
-    serde_json::from_slice(include_bytes!("golden.json")).unwrap()
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/parity/golden.json");
+    serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
 }
 
 fn runner(weights: &Weights<Cases>, bf16: bool) -> Runner {
