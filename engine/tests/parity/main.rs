@@ -15,7 +15,8 @@ mod folder;
 mod runner;
 
 use std::collections::BTreeMap;
-use std::io::Write;
+use std::fmt::Write as _;
+use std::io::Write as _;
 use std::path::Path;
 
 use pointsman_engine::model::{Model, Verification};
@@ -70,7 +71,8 @@ struct Greedy {
 struct Logits {
     seed: u64,
     length: usize,
-    logits: Vec<f64>,
+    #[serde(rename = "logits")]
+    values: Vec<f64>,
 }
 
 fn golden() -> Golden {
@@ -99,9 +101,9 @@ fn equal_prompts(runner: &mut Runner, golden: &Golden, cases: &[Greedy]) -> (usi
 fn logit_error(runner: &mut Runner, golden: &Golden, cases: &[Logits]) -> f64 {
     let errors = cases.iter().map(|case| {
         let row = runner.logits(&prompt(case.seed, case.length, golden.vocab));
-        assert_eq!(row.len(), case.logits.len());
-        let largest = case.logits.iter().fold(0.0_f64, |a, b| a.max(b.abs()));
-        let pairs = row.iter().zip(&case.logits);
+        assert_eq!(row.len(), case.values.len());
+        let largest = case.values.iter().fold(0.0_f64, |a, b| a.max(b.abs()));
+        let pairs = row.iter().zip(&case.values);
         // A NaN is no small error.
         let error = pairs.fold(0.0_f64, |worst, (got, expected)| {
             let error = (got - expected).abs();
@@ -134,7 +136,8 @@ fn every_family_answers_as_the_reference_does() {
         let narrow_error = logit_error(&mut narrow, &golden, &family.bf16.cases.logits);
         let name = &family.architecture;
         let share = format!("{equal}/{all}");
-        table += &format!("{name:<22} {share:>12} {error:>16.1e} {narrow_error:>16.1e}\n");
+        let errors = format!("{error:>16.1e} {narrow_error:>16.1e}");
+        writeln!(table, "{name:<22} {share:>12} {errors}").unwrap();
         // Also false where an error is not a number.
         let good = error < F32_TOLERANCE && narrow_error < BF16_TOLERANCE;
         if equal < PROMPTS || !good {
