@@ -43,6 +43,11 @@ pub struct Flags {
     #[arg(long, value_name = "TOKENS", value_parser = positive(), help_heading = "Model")]
     pub max_model_len: Option<u32>,
 
+    /// Refuse weights that no SHA256SUMS or manifest.json beside them vouches for. Where there is one, it is always
+    /// checked.
+    #[arg(long, help_heading = "Model")]
+    pub require_verified_weights: bool,
+
     /// What computes: `auto` takes the best device that is there.
     #[arg(long, value_enum, default_value_t = BackendName::Auto, help_heading = "Compute")]
     pub backend: BackendName,

@@ -26,7 +26,7 @@ use crate::backend::{self, BackendError};
 use crate::export::kv_events::{self, KvEventsError, Source};
 use crate::export::metrics::{self, Identity, MetricsPage};
 use crate::flags::{EventForm, Flags};
-use crate::model::{Model, ModelError};
+use crate::model::{Model, ModelError, Verification};
 use crate::worker::{self, EventSink, StartError};
 pub use server::Server;
 use server::Summary;
@@ -80,8 +80,9 @@ pub enum ServeError {
 /// See [`ServeError`]; nothing listens after an error.
 pub async fn start(flags: &Flags) -> Result<Server, ServeError> {
     let mut clock = Stopwatch::start();
-    let model = Model::open(&flags.model)?;
+    let mut model = open_model(flags)?;
     let context_tokens = plan::context(flags.max_model_len, model.config.max_position_embeddings)?;
+    model.config.max_model_len = context_tokens as usize;
     let model_ms = clock.lap_ms();
     let encoder = Arc::new(PromptEncoder::load(&flags.model)?);
     let tokenizer_ms = clock.lap_ms();
@@ -133,6 +134,25 @@ pub async fn start(flags: &Flags) -> Result<Server, ServeError> {
         drain_timeout,
         summary,
     })
+}
+
+/// Opens the folder, and says so when its files were checked against a manifest.
+fn open_model(flags: &Flags) -> Result<Model, ModelError> {
+    let verification = if flags.require_verified_weights {
+        Verification::Required
+    } else {
+        Verification::WherePossible
+    };
+    let model = Model::open_with(&flags.model, verification)?;
+    if let Some(verified) = model.verified {
+        info!(
+            files = verified.files,
+            bytes = verified.bytes,
+            seconds = verified.took.as_secs_f64(),
+            "weights verified"
+        );
+    }
+    Ok(model)
 }
 
 fn api_config(flags: &Flags, model: &Model, sources: BTreeMap<String, Source>) -> ApiConfig {

@@ -15,6 +15,7 @@
 
 mod attention;
 mod columns;
+mod experts;
 mod forward;
 mod kernels;
 mod kv_memory;
@@ -41,7 +42,7 @@ pub const MAX_HEAD_DIM: usize = 256;
 /// Threads at most.
 const MAX_THREADS: usize = 1024;
 
-/// Computes Llama-shaped models on the CPU.
+/// Computes models of all families on the CPU.
 #[derive(Debug)]
 pub struct CpuBackend {
     info: BackendInfo,
