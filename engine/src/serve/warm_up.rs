@@ -42,6 +42,7 @@ impl Backend for WarmedUp {
     fn forward(&mut self, step: &Step, out: &mut StepOutput) -> Result<(), BackendError> {
         self.0.forward(step, out)
     }
+
     fn sleep(&mut self, level: SleepLevel) -> Result<(), BackendError> {
         self.0.sleep(level)
     }
