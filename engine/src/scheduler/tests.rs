@@ -29,6 +29,7 @@ fn config() -> SchedulerConfig {
         kv_events: true,
         eos_token_ids: vec![0],
         seed: 1,
+        ..SchedulerConfig::default()
     }
 }
 

@@ -54,6 +54,7 @@ pub(super) fn scheduler(
         prefix_cache,
         eos_token_ids: model.generation.eos_token_ids.clone(),
         seed: flags.seed,
+        ..SchedulerConfig::default()
     }
 }
 

@@ -95,6 +95,13 @@ impl KvMemory {
         Ok(())
     }
 
+    /// Gives all memory back to the operating system.
+    pub(super) fn release(&mut self) {
+        self.keys = Vec::new();
+        self.values = Vec::new();
+        self.blocks = 0;
+    }
+
     /// Writes one token's key and value of one head.
     pub(super) fn write(
         &mut self,
