@@ -50,7 +50,7 @@ pub fn start(
     let layout = KvLayout {
         block_size: config.block_size,
         blocks: config.blocks,
-        host_blocks: 0,
+        host_blocks: config.host_blocks,
     };
     let scheduler = Scheduler::new(config)?;
     backend.allocate(&layout)?;
@@ -287,7 +287,7 @@ impl Engine {
     fn publish_events(&mut self) {
         let events = self.scheduler.take_events();
         if !events.is_empty() {
-            self.sink.publish(events);
+            self.sink.publish_digests(events);
         }
     }
 

