@@ -65,7 +65,7 @@ impl HostTier {
             blocks: vec![Slot::default(); blocks as usize],
             // Never more entries than blocks: the map never grows later.
             cached: FxHashMap::with_capacity_and_hasher(blocks as usize, FxBuildHasher),
-            pinned: Vec::new(),
+            pinned: Vec::with_capacity(blocks as usize),
         }
     }
 

@@ -86,7 +86,7 @@ pub struct BlockPool {
     /// Present where evictions have to be announced as saves.
     origins: Option<Origins>,
     /// Evicted by the allocation under way; kept for its memory.
-    evicted: Vec<(BlockId, BlockDigest)>,
+    evicted: Vec<BlockId>,
     saves: Vec<Transfer>,
     loads: Vec<Transfer>,
 }
@@ -123,7 +123,7 @@ impl BlockPool {
             journal: Journal::new(block_size, events),
             host: None,
             origins: None,
-            evicted: Vec::new(),
+            evicted: Vec::with_capacity(blocks as usize),
             saves: Vec::new(),
             loads: Vec::new(),
         }
@@ -132,9 +132,17 @@ impl BlockPool {
     /// Adds a second tier of `blocks` blocks of host memory; 0 adds none.
     #[must_use]
     pub fn with_host(mut self, blocks: u32) -> Self {
-        self.host = (blocks > 0).then(|| HostTier::new(blocks));
-        self.origins = (blocks > 0 && self.journal.is_open())
+        if blocks == 0 {
+            return self;
+        }
+        self.host = Some(HostTier::new(blocks));
+        self.origins = self
+            .journal
+            .is_open()
             .then(|| Origins::new(self.blocks.len() as u32, self.block_size));
+        // A step overwrites no block twice, so neither list ever grows later.
+        self.saves.reserve(self.blocks.len());
+        self.loads.reserve(self.blocks.len());
         self
     }
 
@@ -352,9 +360,10 @@ impl BlockPool {
         let block = self.free.pop_front()?;
         let entry = &mut self.blocks[block.index()];
         entry.references = 1;
-        if let Some(digest) = entry.digest.take() {
-            self.cached.remove(&digest);
-            self.evicted.push((block, digest));
+        // The block keeps its digest until the eviction is settled.
+        if let Some(digest) = &entry.digest {
+            self.cached.remove(digest);
+            self.evicted.push(block);
         }
         Some(block)
     }
@@ -366,8 +375,9 @@ impl BlockPool {
             return;
         }
         if let Some(host) = &mut self.host {
-            for &(from, digest) in &self.evicted {
-                let Some(saved) = host.save(digest) else {
+            for &from in &self.evicted {
+                let digest = self.blocks[from.index()].digest;
+                let Some(saved) = digest.and_then(|digest| host.save(digest)) else {
                     continue;
                 };
                 self.saves.push(Transfer::Save { from, to: saved.to });
@@ -377,8 +387,10 @@ impl BlockPool {
             }
         }
         self.announce_saved();
-        for (_, digest) in self.evicted.drain(..) {
-            self.journal.removed(digest, Medium::Gpu);
+        for block in self.evicted.drain(..) {
+            if let Some(digest) = self.blocks[block.index()].digest.take() {
+                self.journal.removed(digest, Medium::Gpu);
+            }
         }
     }
 
@@ -403,10 +415,11 @@ impl BlockPool {
             tokens.clear();
         };
         // The end of a prefix was evicted before its beginning, so backwards is forwards.
-        for &(block, digest) in self.evicted.iter().rev() {
-            if !host.announce(&digest) {
+        for &block in self.evicted.iter().rev() {
+            let digest = self.blocks[block.index()].digest;
+            let Some(digest) = digest.filter(|digest| host.announce(digest)) else {
                 continue;
-            }
+            };
             let parent = &origins.origin(block).parent;
             if parent.is_none() || parent.as_ref() != digests.last() {
                 tell(first.replace(block), &mut digests, &mut tokens);
