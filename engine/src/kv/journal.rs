@@ -107,7 +107,7 @@ impl Journal {
 pub(super) struct Origins {
     block_size: usize,
     tokens: Vec<u32>,
-    origins: Vec<Origin>,
+    blocks: Vec<Origin>,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -121,7 +121,7 @@ impl Origins {
         Self {
             block_size: block_size as usize,
             tokens: vec![0; blocks as usize * block_size as usize],
-            origins: vec![Origin::default(); blocks as usize],
+            blocks: vec![Origin::default(); blocks as usize],
         }
     }
 
@@ -131,14 +131,14 @@ impl Origins {
         let tokens = &run.tokens[index * size..(index + 1) * size];
         self.tokens[block.index() * size..(block.index() + 1) * size].copy_from_slice(tokens);
         let parent = index.checked_sub(1).map(|before| run.digests[before]);
-        self.origins[block.index()] = Origin {
+        self.blocks[block.index()] = Origin {
             cache_salt: run.cache_salt.filter(|_| parent.is_none()).cloned(),
             parent,
         };
     }
 
     pub(super) fn origin(&self, block: BlockId) -> &Origin {
-        &self.origins[block.index()]
+        &self.blocks[block.index()]
     }
 
     pub(super) fn tokens(&self, block: BlockId) -> &[u32] {

@@ -274,7 +274,8 @@ impl Scheduler {
         if sequence.cached_tokens.is_none() {
             let cached = (self.hits.len() * block_size) as u32;
             sequence.cached_tokens = Some(cached);
-            sequence.cached_tokens_host = sequence.loaded_tokens(&self.hits, block_size);
+            let loads = self.hits.iter().filter(|hit| matches!(hit, Hit::Host(_)));
+            sequence.cached_tokens_host = (loads.count() * block_size) as u32;
             if self.config.prefix_cache.is_some() {
                 self.totals.prefix_queries += sequence.prompt_len as u64;
                 self.totals.prefix_hits += u64::from(cached);

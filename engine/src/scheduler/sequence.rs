@@ -115,12 +115,6 @@ impl Sequence {
         }
     }
 
-    /// Tokens of those `hits` that come from host memory.
-    pub(super) fn loaded_tokens(&self, hits: &[Hit], block_size: usize) -> u32 {
-        let on_host = |hit: &&Hit| matches!(hit, Hit::Host(_));
-        (hits.iter().filter(on_host).count() * block_size) as u32
-    }
-
     /// Loses its blocks; its tokens stay.
     pub(super) fn preempt(&mut self, pool: &mut BlockPool) {
         pool.release(&mut self.table);

@@ -52,8 +52,10 @@ pub fn start(
         blocks: config.blocks,
         host_blocks: config.host_blocks,
     };
-    let scheduler = Scheduler::new(config)?;
+    config.check()?;
+    // What does not fit is refused before books are kept of it.
     backend.allocate(&layout)?;
+    let scheduler = Scheduler::new(config)?;
     let limits = scheduler.queue_limits();
     let shared = Arc::new(Shared {
         intake: scheduler.intake(),
