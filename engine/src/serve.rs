@@ -16,7 +16,7 @@ use std::sync::Arc;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use metrics_exporter_prometheus::BuildError;
-use pointsman_proto::kv_events::{Event, Form};
+use pointsman_proto::kv_events::{Event, Form, HashForm};
 use pointsman_proto::prompt::{PromptEncoder, PromptError};
 use tokio::net::TcpListener;
 use tracing::{info, warn};
@@ -187,7 +187,11 @@ async fn event_sink(
         EventForm::Map => Form::Map,
         EventForm::Array => Form::Array,
     };
-    let (sink, source) = kv_events::start(config, form, page.kv_event_batches_lost()).await?;
+    let mut config = config.clone();
+    if !flags.kv_events_int_block_hashes {
+        config.hashes = HashForm::Bytes;
+    }
+    let (sink, source) = kv_events::start(&config, form, page.kv_event_batches_lost()).await?;
     info!(
         endpoint = source.endpoint,
         replay_endpoint = source.replay_endpoint,

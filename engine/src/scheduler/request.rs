@@ -22,6 +22,9 @@ pub struct NewRequest {
     pub task: Task,
     /// Since its arrival: a request that has not ended by then ends with an error.
     pub deadline: Option<Duration>,
+    /// Announce the blocks that it finds in the prefix cache as well as those it computes; vLLM's
+    /// `kv_cache_report_mode` of `full`.
+    pub report_reused_blocks: bool,
 }
 
 /// What a request wants.
@@ -45,6 +48,7 @@ impl NewRequest {
             priority: 0,
             task: Task::Generate,
             deadline: None,
+            report_reused_blocks: false,
         }
     }
 }

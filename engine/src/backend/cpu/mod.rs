@@ -34,7 +34,7 @@ use self::kv_memory::{KvGeometry, KvMemory};
 use self::team::Team;
 use self::weights::CpuWeights;
 
-use super::{Backend, BackendError, BackendInfo, KvLayout, Step, StepOutput};
+use super::{Backend, BackendError, BackendInfo, KvLayout, SleepLevel, Step, StepOutput};
 
 /// Heads wider than this are refused; it bounds the attention's accumulators on the stack.
 pub const MAX_HEAD_DIM: usize = 256;
@@ -51,6 +51,8 @@ pub struct CpuBackend {
     weights: CpuWeights,
     kv: KvMemory,
     forward: Forward,
+    /// As allocated; a backend that wakes up takes the same again.
+    layout: Option<KvLayout>,
 }
 
 impl CpuBackend {
@@ -93,6 +95,7 @@ impl CpuBackend {
             weights,
             kv: KvMemory::new(geometry),
             forward: Forward::new(config),
+            layout: None,
         })
     }
 }
@@ -103,7 +106,22 @@ impl Backend for CpuBackend {
     }
 
     fn allocate(&mut self, layout: &KvLayout) -> Result<(), BackendError> {
+        self.layout = Some(*layout);
         self.kv.allocate(*layout)
+    }
+
+    /// Weights stay packed: repacking takes longer than they are worth, and only their file could replace them.
+    fn sleep(&mut self, level: SleepLevel) -> Result<(), BackendError> {
+        match level {
+            SleepLevel::KeepWeights => self.kv.release(),
+            SleepLevel::DiscardAll => return Err(self.no_sleep(level)),
+        }
+        Ok(())
+    }
+
+    fn wake(&mut self) -> Result<(), BackendError> {
+        self.layout
+            .map_or(Ok(()), |layout| self.kv.allocate(layout))
     }
 
     fn forward(&mut self, step: &Step, out: &mut StepOutput) -> Result<(), BackendError> {
@@ -115,6 +133,9 @@ impl Backend for CpuBackend {
             forward,
             ..
         } = self;
+        for copy in &step.copies {
+            kv.copy(copy);
+        }
         team.run(|| forward.compute(team, *isa, weights, kv, step, out));
         Ok(())
     }

@@ -2,6 +2,7 @@
 
 mod allocation;
 mod naive;
+mod tier;
 
 use proptest::prelude::*;
 use tempfile::TempDir;
