@@ -3,12 +3,9 @@
 /// e^x within two units in the last place, for x up to 88; everything below -87 counts as -87, some 1e-38.
 ///
 /// `x = n·ln 2 + r` with `|r| ≤ ln 2 / 2`; e^r by the polynomial of Cephes' `expf`, 2^n by exponent bits. Adding
-/// 1.5·2^23 rounds to an integer and leaves it in the low bits.
+/// 1.5·2^23 rounds to an integer and leaves it in the low bits. A call in the middle of a loop would keep it from being
+/// vectorised, hence always inline.
 #[inline(always)]
-#[expect(
-    clippy::inline_always,
-    reason = "a call in the middle of a loop keeps it from being vectorised"
-)]
 pub(super) fn exp(x: f32) -> f32 {
     const ROUND: f32 = 12_582_912.0;
     const LN2_HIGH: f32 = 0.693_359_4;

@@ -18,6 +18,7 @@ mod columns;
 mod forward;
 mod kernels;
 mod kv_memory;
+mod logits;
 mod matrix;
 mod ops;
 mod team;

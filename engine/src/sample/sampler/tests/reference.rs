@@ -141,7 +141,7 @@ prop_compose! {
         position in 0_u32..5,
     ) -> SampleSpec {
         SampleSpec {
-            temperature, top_p, top_k, min_p, repetition_penalty, frequency_penalty, presence_penalty,
+            temperature, top_p, top_k, min_p, repetition_penalty, presence_penalty, frequency_penalty,
             seed, position, ..SampleSpec::greedy()
         }
     }
