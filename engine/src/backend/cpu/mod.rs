@@ -19,6 +19,7 @@ mod experts;
 mod forward;
 mod kernels;
 mod kv_memory;
+mod logits;
 mod matrix;
 mod ops;
 mod team;

@@ -1,6 +1,7 @@
 //! The backend against a forward pass written from the model's definition in f64, without cache, batch or tiles.
 
 mod allocation;
+mod logits;
 mod naive;
 mod tier;
 
