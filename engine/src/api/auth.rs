@@ -26,10 +26,15 @@ pub(super) async fn guard(
     if open || holds_key(request.headers(), &keys) {
         return next.run(request).await;
     }
-    let mut response =
-        (StatusCode::UNAUTHORIZED, Json(json!({"error": "Unauthorized"}))).into_response();
+    let mut response = (
+        StatusCode::UNAUTHORIZED,
+        Json(json!({"error": "Unauthorized"})),
+    )
+        .into_response();
     let bearer = HeaderValue::from_static("Bearer");
-    response.headers_mut().insert(header::WWW_AUTHENTICATE, bearer);
+    response
+        .headers_mut()
+        .insert(header::WWW_AUTHENTICATE, bearer);
     response
 }
 
@@ -46,15 +51,20 @@ fn holds_key(headers: &HeaderMap, keys: &[String]) -> bool {
         .map(|(_, token)| token.trim());
     // Every key is compared, so that the time taken does not say which one was nearly right.
     token.is_some_and(|token| {
-        keys.iter()
-            .fold(false, |found, key| found | equal(token.as_bytes(), key.as_bytes()))
+        keys.iter().fold(false, |found, key| {
+            found | equal(token.as_bytes(), key.as_bytes())
+        })
     })
 }
 
 /// Compares in a time that depends on the lengths alone.
 fn equal(left: &[u8], right: &[u8]) -> bool {
     left.len() == right.len()
-        && left.iter().zip(right).fold(0, |differs, (a, b)| differs | (a ^ b)) == 0
+        && left
+            .iter()
+            .zip(right)
+            .fold(0, |differs, (a, b)| differs | (a ^ b))
+            == 0
 }
 
 #[cfg(test)]
@@ -72,7 +82,14 @@ mod tests {
         for value in ["Bearer first", "bearer second", "BEARER  second"] {
             assert!(passes(value), "{value}");
         }
-        for value in ["Bearer third", "Bearer firs", "Bearer first2", "Basic first", "first", "Bearer "] {
+        for value in [
+            "Bearer third",
+            "Bearer firs",
+            "Bearer first2",
+            "Basic first",
+            "first",
+            "Bearer ",
+        ] {
             assert!(!passes(value), "{value}");
         }
         assert!(!holds_key(&HeaderMap::new(), &["first".to_owned()]));
@@ -80,7 +97,12 @@ mod tests {
 
     #[test]
     fn what_computes_is_guarded() {
-        for path in ["/v1/models", "/v2/x", "/inference/v1/generate", "/invocations"] {
+        for path in [
+            "/v1/models",
+            "/v2/x",
+            "/inference/v1/generate",
+            "/invocations",
+        ] {
             assert!(is_guarded(path), "{path}");
         }
         for path in ["/health", "/metrics", "/tokenize", "/ping"] {

@@ -11,8 +11,8 @@ use axum::extract::State;
 use axum::http::HeaderMap;
 use axum::response::Response;
 use pointsman_proto::openai::{
-    CompletionRequest, GenerateChoice, GenerateChunk, GenerateChunkChoice,
-    GenerateLogprobs, GenerateRequest, GenerateResponse, GenerateTokenLogprob, Usage,
+    CompletionRequest, GenerateChoice, GenerateChunk, GenerateChunkChoice, GenerateLogprobs,
+    GenerateRequest, GenerateResponse, GenerateTokenLogprob, Usage,
 };
 use pointsman_proto::prompt::{Prompt, PromptEncoder};
 use tracing::debug;
@@ -38,7 +38,12 @@ pub(super) async fn handle(
         .intake
         .run(body.len(), move || Prepared::new(&shared, &headers, &body))
         .await?;
-    let Prepared { head, prompt, checked, text } = prepared;
+    let Prepared {
+        head,
+        prompt,
+        checked,
+        text,
+    } = prepared;
     debug!(
         id = head.id,
         prompt_tokens = prompt.len(),
@@ -87,14 +92,27 @@ impl Prepared {
         let checked = fields.check(&api.config.defaults, header(headers, PRIORITY_HEADER))?;
         let tokens = request.token_ids.unwrap_or_default();
         if tokens.is_empty() {
-            return Err(ApiError::field("token_ids", "must hold at least one token id"));
+            return Err(ApiError::field(
+                "token_ids",
+                "must hold at least one token id",
+            ));
         }
         let prompt = api
             .encoder
             .encode(&Prompt::Tokens(tokens))
             .map_err(|error| ApiError::field("token_ids", format!("cannot be taken: {error}")))?;
-        let head = Head::new("generate-tokens", headers, request.request_id.as_deref(), model);
-        Ok(Self { head, prompt, checked, text })
+        let head = Head::new(
+            "generate-tokens",
+            headers,
+            request.request_id.as_deref(),
+            model,
+        );
+        Ok(Self {
+            head,
+            prompt,
+            checked,
+            text,
+        })
     }
 }
 
@@ -140,9 +158,18 @@ struct TokensState {
 }
 
 impl TokensAnswer {
+    fn mode(&self) -> &'static str {
+        if self.text {
+            GenerateRequest::TEXT
+        } else {
+            GenerateRequest::TOKENS
+        }
+    }
+
     fn chunk(&self, choices: Vec<GenerateChunkChoice>) -> GenerateChunk {
         GenerateChunk {
             request_id: self.head.id.clone(),
+            output_mode: self.mode().to_owned(),
             choices,
             usage: None,
             prompt_token_ids: None,
@@ -151,27 +178,27 @@ impl TokensAnswer {
 
     fn logprob_of(&self, delta: &Delta) -> Option<GenerateTokenLogprob> {
         let (token, logprob) = (delta.token?, delta.logprob.as_ref()?);
-        let others = logprob.top.iter().filter(|(other, _)| *other != token);
-        let top = std::iter::once((token, logprob.logprob)).chain(others.copied());
-        let entry = |token: u32, logprob: f32| {
-            let text = if self.text {
-                token_text(self.encoder.tokenizer(), token)
-            } else {
-                format!("token_id:{token}")
-            };
+        let entry = |token: u32, logprob: f32, rank: u32| {
+            let text = self
+                .text
+                .then(|| token_text(self.encoder.tokenizer(), token));
             GenerateTokenLogprob {
-                bytes: Some(text.clone().into_bytes()),
+                token_id: (!self.text).then_some(token),
+                bytes: text.as_ref().map(|text| text.clone().into_bytes()),
                 token: text,
-                token_id: token,
                 logprob: logprob.max(LOGPROB_MIN),
-                rank: None,
+                rank: Some(rank),
                 top_logprobs: Vec::new(),
             }
         };
+        // The likeliest tokens come in order, so each one's rank is its place among them.
+        let ranked = logprob.top.iter().zip(1..);
+        let others = ranked.filter(|((other, _), _)| *other != token);
+        let sampled = entry(token, logprob.logprob, logprob.rank);
+        let others = others.map(|((token, logprob), rank)| entry(*token, *logprob, rank));
         Some(GenerateTokenLogprob {
-            rank: Some(logprob.rank),
-            top_logprobs: top.map(|(token, logprob)| entry(token, logprob)).collect(),
-            ..entry(token, logprob.logprob)
+            top_logprobs: std::iter::once(sampled.clone()).chain(others).collect(),
+            ..sampled
         })
     }
 }
@@ -182,11 +209,15 @@ impl Answer for TokensAnswer {
 
     fn chunks(&mut self, index: usize, delta: Delta, events: &mut Vec<GenerateChunk>) {
         let logprobs = self.logprob_of(&delta);
+        let (finish_reason, stop_reason) = super::reasons(delta.end);
         let choice = GenerateChunkChoice {
             index: index as u32,
             text: self.text.then_some(delta.text),
-            logprobs: logprobs.map(|token| GenerateLogprobs { content: vec![token] }),
-            finish_reason: super::reasons(delta.end).0,
+            logprobs: logprobs.map(|token| GenerateLogprobs {
+                content: vec![token],
+            }),
+            finish_reason,
+            stop_reason,
             token_ids: delta.token.into_iter().collect(),
         };
         let prompt_token_ids = self.prompt.take();
@@ -216,16 +247,21 @@ impl Answer for TokensAnswer {
     }
 
     fn whole(self, usage: Usage) -> GenerateResponse {
-        let (text, logprobs) = (self.text, self.logprobs);
+        let (mode, text, logprobs) = (self.mode(), self.text, self.logprobs);
         let choices = self.choices.into_iter().enumerate();
-        let choices = choices.map(|(index, state)| GenerateChoice {
-            index: index as u32,
-            text: text.then_some(state.text),
-            logprobs: logprobs.then_some(GenerateLogprobs { content: state.logprobs }),
-            finish_reason: super::reasons(state.end).0,
-            token_ids: state.token_ids,
+        let choices = choices.map(|(index, state)| {
+            let (finish_reason, stop_reason) = super::reasons(state.end);
+            GenerateChoice {
+                index: index as u32,
+                text: text.then_some(state.text),
+                logprobs: logprobs.then_some(GenerateLogprobs {
+                    content: state.logprobs,
+                }),
+                finish_reason,
+                stop_reason,
+                token_ids: state.token_ids,
+            }
         });
-        let mode = if text { GenerateRequest::TEXT } else { GenerateRequest::TOKENS };
         GenerateResponse {
             choices: choices.collect(),
             request_id: self.head.id,

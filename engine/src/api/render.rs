@@ -56,9 +56,14 @@ pub(super) async fn chat(
         let (head, prompt, checked) = chat::prepare(&shared, &headers, &body)?;
         let mut fields: Map<String, Value> = body::parse(&body)?;
         // A chat says by two fields what a sampling parameter says by one.
-        let top = fields.remove("top_logprobs").unwrap_or_else(|| Value::from(0));
+        let top = fields
+            .remove("top_logprobs")
+            .unwrap_or_else(|| Value::from(0));
         if fields.remove("logprobs") == Some(Value::Bool(true)) {
-            fields.insert("logprobs".to_owned(), if top.is_null() { Value::from(0) } else { top });
+            fields.insert(
+                "logprobs".to_owned(),
+                if top.is_null() { Value::from(0) } else { top },
+            );
         }
         rendered(&shared, &head, prompt, &checked, &fields)
     };
@@ -109,14 +114,18 @@ fn rendered(
     ] {
         params.entry(name).or_insert_with(|| decimal(value));
     }
-    params.entry("top_k").or_insert_with(|| Value::from(resolved.top_k));
+    params
+        .entry("top_k")
+        .or_insert_with(|| Value::from(resolved.top_k));
     Ok(GenerateRequest {
         request_id: Some(head.id.clone()),
         token_ids: Some(prompt),
         sampling_params: Some(params),
         model: Some(head.model.clone()),
         stream: Some(checked.stream.is_some()),
-        stream_options: checked.stream.filter(|options| *options != StreamOptions::default()),
+        stream_options: checked
+            .stream
+            .filter(|options| *options != StreamOptions::default()),
         cache_salt: checked.cache_salt.as_deref().map(str::to_owned),
         priority: Some(i64::from(checked.priority)),
         ..GenerateRequest::default()
@@ -125,7 +134,10 @@ fn rendered(
 
 /// The number as it was written: 0.7, not the nearest 32-bit float in 64 bits.
 fn decimal(value: f32) -> Value {
-    value.to_string().parse::<f64>().map_or(Value::Null, Value::from)
+    value
+        .to_string()
+        .parse::<f64>()
+        .map_or(Value::Null, Value::from)
 }
 
 #[cfg(test)]

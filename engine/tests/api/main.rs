@@ -10,6 +10,7 @@
 
 mod admin;
 mod answers;
+mod endpoints;
 mod errors;
 mod lifecycle;
 mod support;

@@ -49,9 +49,6 @@ pub struct EmbeddingRequest {
     /// Whether each embedding is scaled to length one. True by default.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub use_activation: Option<bool>,
-    /// Older name of `use_activation`.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub normalize: Option<bool>,
     /// Lower goes first.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub priority: Option<i64>,

@@ -4,7 +4,7 @@
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use super::{FinishReason, StreamOptions, Usage};
+use super::{FinishReason, StopReason, StreamOptions, Usage};
 
 /// A prompt in token ids and how to go on from it.
 #[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
@@ -82,6 +82,9 @@ pub struct GenerateChoice {
     pub logprobs: Option<GenerateLogprobs>,
     /// Why it ended.
     pub finish_reason: Option<FinishReason>,
+    /// What exactly ended it.
+    #[serde(default)]
+    pub stop_reason: Option<StopReason>,
     /// Ids of the generated tokens, the one that ended it included.
     pub token_ids: Vec<u32>,
 }
@@ -91,6 +94,8 @@ pub struct GenerateChoice {
 pub struct GenerateChunk {
     /// The same on every chunk of an answer.
     pub request_id: String,
+    /// `tokens` or `text`.
+    pub output_mode: String,
     /// What is new; empty on the chunk that carries the final usage.
     pub choices: Vec<GenerateChunkChoice>,
     /// Tokens taken, where asked for.
@@ -115,6 +120,9 @@ pub struct GenerateChunkChoice {
     /// Why it ended.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub finish_reason: Option<FinishReason>,
+    /// What exactly ended it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stop_reason: Option<StopReason>,
     /// Ids of the new tokens.
     pub token_ids: Vec<u32>,
 }
@@ -126,22 +134,24 @@ pub struct GenerateLogprobs {
     pub content: Vec<GenerateTokenLogprob>,
 }
 
-/// One token. vLLM names it by `token` in older releases and by `token_id` in newer ones; both are
-/// written.
-#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+/// One token: named by its id where only ids were asked for, as text where text was.
+#[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
 pub struct GenerateTokenLogprob {
-    /// `token_id:` and the id, or the token's text where text was asked for.
-    pub token: String,
     /// The id.
-    pub token_id: u32,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub token_id: Option<u32>,
+    /// The text.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub token: Option<String>,
     /// Its log probability, before temperature.
     pub logprob: f32,
     /// How many tokens are at least as likely.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rank: Option<u32>,
     /// The bytes of `token`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bytes: Option<Vec<u8>>,
     /// The sampled token, then the likeliest others, likeliest first. Empty on these themselves.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub top_logprobs: Vec<GenerateTokenLogprob>,
 }
