@@ -12,5 +12,6 @@ mod admin;
 mod answers;
 mod endpoints;
 mod errors;
+mod hostile;
 mod lifecycle;
 mod support;
