@@ -177,7 +177,7 @@ pub struct Flags {
     #[arg(long, value_name = "TIME", default_value = "30s", value_parser = parse_duration, help_heading = "Server")]
     pub drain_timeout: Duration,
 
-    /// Serve POST /reset_prefix_cache. Not for an address that strangers can reach. The environment variable
+    /// Serve what changes the worker's state: /reset_prefix_cache, /abort_requests, /sleep and the like. Not for an address that strangers can reach. The environment variable
     /// VLLM_SERVER_DEV_MODE=1 does the same.
     #[arg(
         long,
@@ -194,6 +194,20 @@ pub struct Flags {
         help_heading = "Server"
     )]
     pub server_dev_mode: bool,
+
+    /// Keys of which requests to /v1, /v2, /inference and /invocations must bear one, as `Authorization: Bearer
+    /// KEY`; others are answered 401. The environment variable VLLM_API_KEY holds one key.
+    #[arg(
+        long,
+        env = "VLLM_API_KEY",
+        hide_env = true,
+        hide_env_values = true,
+        value_name = "KEY",
+        num_args = 1..,
+        value_parser = clap::builder::NonEmptyStringValueParser::new(),
+        help_heading = "Server"
+    )]
+    pub api_key: Vec<String>,
 
     /// Form of the log on standard error. RUST_LOG sets its filter, such as `debug` or `pointsman_engine=trace`.
     #[arg(long, value_enum, default_value_t = LogFormat::Text, help_heading = "Log")]

@@ -165,6 +165,7 @@ fn api_config(flags: &Flags, model: &Model, sources: BTreeMap<String, Source>) -
         dev_mode: flags.server_dev_mode,
         kv_event_sources: sources,
         created: now.unwrap_or_default().as_secs(),
+        api_keys: flags.api_key.clone(),
     }
 }
 

@@ -13,13 +13,19 @@
 //! at a time; short ones are done where they are.
 
 mod admin;
+mod auth;
 mod body;
 mod chat;
 mod choice;
 mod completion;
+mod dev;
+mod embeddings;
 mod error;
 mod generate;
+mod inference;
 mod intake;
+mod invocations;
+mod render;
 mod sampling;
 mod sse;
 mod tokens;
@@ -28,15 +34,16 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use axum::Router;
 use axum::routing::{get, post};
+use axum::{Router, middleware};
 use pointsman_proto::openai::{ErrorBody, FinishReason, StopReason};
 use pointsman_proto::prompt::PromptEncoder;
 
 use crate::export::kv_events::Source;
 use crate::export::metrics::MetricsPage;
 use crate::model::GenerationDefaults;
-use crate::worker::EngineHandle;
+use crate::scheduler::NewRequest;
+use crate::worker::{EngineHandle, RequestStream, SubmitError};
 use choice::End;
 use error::ApiError;
 use intake::Intake;
@@ -61,6 +68,8 @@ pub struct ApiConfig {
     pub kv_event_sources: BTreeMap<String, Source>,
     /// When the model was loaded: Unix time in seconds.
     pub created: u64,
+    /// Keys of which a request to what computes must bear one; none asked for where this is empty.
+    pub api_keys: Vec<String>,
 }
 
 /// What every handler shares.
@@ -80,19 +89,23 @@ pub fn router(
     metrics: MetricsPage,
     config: ApiConfig,
 ) -> Router {
-    let dev_mode = config.dev_mode;
-    let intake = Intake::new();
     let api = Arc::new(Api {
         engine,
         encoder,
         metrics,
-        intake,
+        intake: Intake::new(),
         config,
     });
     let mut router = Router::new()
         .route("/v1/chat/completions", post(chat::handle))
+        .route("/v1/chat/completions/render", post(render::chat))
         .route("/v1/completions", post(completion::handle))
+        .route("/v1/completions/render", post(render::completion))
+        .route("/v1/embeddings", post(embeddings::handle))
         .route("/v1/models", get(admin::models))
+        .route("/v1/models/{*name}", get(admin::model))
+        .route("/inference/v1/generate", post(inference::handle))
+        .route("/invocations", post(invocations::handle))
         .route("/tokenize", post(tokens::tokenize))
         .route("/detokenize", post(tokens::detokenize))
         .route("/health", get(admin::health))
@@ -101,10 +114,18 @@ pub fn router(
         .route("/metrics", get(admin::metrics))
         .route("/load", get(admin::load))
         .route("/kv_event_sources", get(admin::kv_event_sources));
-    if dev_mode {
-        router = router.route("/reset_prefix_cache", post(admin::reset_prefix_cache));
+    if api.config.dev_mode {
+        router = router.merge(dev::routes());
     }
-    router.fallback(admin::not_found).with_state(api)
+    let keys: Arc<[String]> = api.config.api_keys.iter().cloned().collect();
+    let router = router
+        .fallback(admin::not_found)
+        .method_not_allowed_fallback(admin::method_not_allowed)
+        .with_state(api);
+    if keys.is_empty() {
+        return router;
+    }
+    router.layer(middleware::from_fn_with_state(keys, auth::guard))
 }
 
 impl Api {
@@ -116,6 +137,16 @@ impl Api {
             Some(name) if names.iter().any(|known| known == name) => Ok(name.to_owned()),
             Some(name) => Err(ApiError::new(ErrorBody::not_found_model(name))),
         }
+    }
+
+    /// Hands a request to the engine, and counts it where there is no room for it.
+    fn submit(&self, request: NewRequest) -> Result<RequestStream, ApiError> {
+        let stream = self.engine.submit(request).inspect_err(|error| {
+            if matches!(error, SubmitError::QueueFull { .. }) {
+                self.metrics.rejected();
+            }
+        })?;
+        Ok(stream)
     }
 
     /// Refuses work that would be refused after it was read and encoded.

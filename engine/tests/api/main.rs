@@ -10,6 +10,8 @@
 
 mod admin;
 mod answers;
+mod endpoints;
 mod errors;
+mod hostile;
 mod lifecycle;
 mod support;
