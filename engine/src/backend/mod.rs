@@ -47,6 +47,18 @@ pub trait Backend: Send {
     /// Any error ends all requests and marks the engine unhealthy, because the device's state is then unknown. What
     /// concerns one sequence only (no finite logit) is answered in its [`Sampled`] instead.
     fn forward(&mut self, step: &Step, out: &mut StepOutput) -> Result<(), BackendError>;
+
+    /// A backend like this one for a further data-parallel rank: it shares what does not change (the weights) and has
+    /// threads and KV memory of its own, which are yet to be allocated.
+    ///
+    /// # Errors
+    /// When its threads cannot be started, or where a backend has one rank only.
+    fn another(&self) -> Result<Box<dyn Backend>, BackendError> {
+        Err(BackendError::Start {
+            backend: self.info().name,
+            reason: "it runs a single data-parallel rank".to_owned(),
+        })
+    }
 }
 
 /// What a backend is.

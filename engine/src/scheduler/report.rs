@@ -37,6 +37,20 @@ impl Stats {
         }
         f64::from(self.blocks_used) / f64::from(self.blocks_total)
     }
+
+    /// Adds another rank's numbers to these.
+    pub fn add(&mut self, other: &Self) {
+        self.running += other.running;
+        self.waiting += other.waiting;
+        self.blocks_used += other.blocks_used;
+        self.blocks_total += other.blocks_total;
+        self.prefix_queries += other.prefix_queries;
+        self.prefix_hits += other.prefix_hits;
+        self.preemptions += other.preemptions;
+        self.prompt_tokens += other.prompt_tokens;
+        self.prompt_tokens_cached += other.prompt_tokens_cached;
+        self.generated_tokens += other.generated_tokens;
+    }
 }
 
 /// One computed step. Times are since the engine's start.

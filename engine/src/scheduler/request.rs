@@ -22,6 +22,8 @@ pub struct NewRequest {
     pub task: Task,
     /// Since its arrival: a request that has not ended by then ends with an error.
     pub deadline: Option<Duration>,
+    /// The data-parallel rank that must run it; none leaves the choice to [`crate::worker::Ranks`].
+    pub data_parallel_rank: Option<u32>,
 }
 
 /// What a request wants.
@@ -45,6 +47,7 @@ impl NewRequest {
             priority: 0,
             task: Task::Generate,
             deadline: None,
+            data_parallel_rank: None,
         }
     }
 }

@@ -42,4 +42,8 @@ impl Backend for WarmedUp {
     fn forward(&mut self, step: &Step, out: &mut StepOutput) -> Result<(), BackendError> {
         self.0.forward(step, out)
     }
+
+    fn another(&self) -> Result<Box<dyn Backend>, BackendError> {
+        Ok(Box::new(Self(self.0.another()?)))
+    }
 }

@@ -34,6 +34,14 @@ pub enum SubmitError {
     /// The request can never run here.
     #[error(transparent)]
     Refused(#[from] Refused),
+    /// The request names a data-parallel rank that this worker does not have.
+    #[error("data-parallel rank {rank} is not one of this worker's {ranks}")]
+    NoSuchRank {
+        /// The rank that was asked for.
+        rank: u32,
+        /// How many there are, from 0.
+        ranks: u32,
+    },
 }
 
 /// What the engine thread is asked to do.

@@ -16,12 +16,14 @@
 mod engine;
 mod handle;
 mod observer;
+mod ranks;
 #[cfg(test)]
 mod tests;
 
 pub use engine::{StartError, start};
 pub use handle::{EngineHandle, RequestStream, SubmitError};
 pub use observer::{EventSink, Observer};
+pub use ranks::Ranks;
 
 pub use crate::sample::{SamplingParams, TokenLogprob};
 pub use crate::scheduler::{
