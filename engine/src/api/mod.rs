@@ -14,12 +14,14 @@
 
 mod admin;
 mod body;
+mod caller;
 mod chat;
 mod choice;
 mod completion;
 mod error;
 mod generate;
 mod intake;
+mod observe;
 mod sampling;
 mod sse;
 mod tokens;
@@ -27,16 +29,19 @@ mod tokens;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Router;
+use axum::middleware::from_fn_with_state;
 use axum::routing::{get, post};
 use pointsman_proto::openai::{ErrorBody, FinishReason, StopReason};
 use pointsman_proto::prompt::PromptEncoder;
 
 use crate::export::kv_events::Source;
 use crate::export::metrics::MetricsPage;
+use crate::export::requests::RequestRecords;
 use crate::model::GenerationDefaults;
-use crate::worker::EngineHandle;
+use crate::worker::Ranks;
 use choice::End;
 use error::ApiError;
 use intake::Intake;
@@ -57,6 +62,14 @@ pub struct ApiConfig {
     pub body_bytes_max: usize,
     /// Serve endpoints that change the worker's state.
     pub dev_mode: bool,
+    /// How long the engine may not be heard of while requests are alive, before `/health` says so; 0 is for ever.
+    pub stall_timeout: Duration,
+    /// Answer each request with its id in a header.
+    pub request_id_headers: bool,
+    /// Log a line for each HTTP request.
+    pub access_log: bool,
+    /// Where ended requests are told of; none where they are not.
+    pub requests: Option<RequestRecords>,
     /// KV-event sockets by data-parallel rank; empty where events are off.
     pub kv_event_sources: BTreeMap<String, Source>,
     /// When the model was loaded: Unix time in seconds.
@@ -66,7 +79,7 @@ pub struct ApiConfig {
 /// What every handler shares.
 #[derive(Debug)]
 struct Api {
-    engine: EngineHandle,
+    engine: Ranks,
     encoder: Arc<PromptEncoder>,
     metrics: MetricsPage,
     intake: Intake,
@@ -75,7 +88,7 @@ struct Api {
 
 /// The routes over one engine.
 pub fn router(
-    engine: EngineHandle,
+    engine: Ranks,
     encoder: Arc<PromptEncoder>,
     metrics: MetricsPage,
     config: ApiConfig,
@@ -104,7 +117,11 @@ pub fn router(
     if dev_mode {
         router = router.route("/reset_prefix_cache", post(admin::reset_prefix_cache));
     }
-    router.fallback(admin::not_found).with_state(api)
+    let observed = from_fn_with_state(Arc::clone(&api), observe::observe);
+    router
+        .fallback(admin::not_found)
+        .layer(observed)
+        .with_state(api)
 }
 
 impl Api {

@@ -5,10 +5,11 @@
 //! has the fewest requests alive. What concerns the worker as a whole (drain, health, reset) reaches every rank.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures_util::future::join_all;
 
-use super::{EngineHandle, NewRequest, RequestStream, Stats, SubmitError};
+use super::{EngineHandle, NewRequest, RequestStream, RequestWatch, Stats, SubmitError};
 
 /// All ranks of a worker; at least one. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -70,17 +71,30 @@ impl Ranks {
     /// # Errors
     /// See [`SubmitError`].
     pub fn submit(&self, request: NewRequest) -> Result<RequestStream, SubmitError> {
+        self.submit_watched(request, None)
+    }
+
+    /// As [`Ranks::submit`]; `watch` hears of the request's end.
+    ///
+    /// # Errors
+    /// See [`SubmitError`].
+    pub fn submit_watched(
+        &self,
+        request: NewRequest,
+        watch: Option<Arc<dyn RequestWatch>>,
+    ) -> Result<RequestStream, SubmitError> {
         let rank = self.choose(request.data_parallel_rank)?;
-        match rank.checked_sub(1) {
-            None => self.first.submit(request),
-            Some(index) => match self.others.get(index as usize) {
-                Some(engine) => engine.submit(request),
-                None => Err(SubmitError::NoSuchRank {
-                    rank,
-                    ranks: self.count(),
-                }),
-            },
+        let others = self.others.as_ref();
+        let chosen = rank.checked_sub(1);
+        match chosen.map(|index| others.get(index as usize)) {
+            Some(Some(engine)) => engine.submit_watched(request, watch),
+            _ => self.first.submit_watched(request, watch),
         }
+    }
+
+    /// The first rank; what holds for all of them alike can be asked of it.
+    pub fn first(&self) -> &EngineHandle {
+        &self.first
     }
 
     /// The sums of all ranks' gauges and totals.
@@ -100,6 +114,12 @@ impl Ranks {
     /// False once the backend of any rank failed: a worker that answers on some ranks only is not one to send to.
     pub fn is_healthy(&self) -> bool {
         self.iter().all(EngineHandle::is_healthy)
+    }
+
+    /// The longest that any rank with live requests has not been heard of.
+    pub fn silence(&self) -> Duration {
+        let silences = self.iter().map(EngineHandle::silence);
+        silences.max().unwrap_or_default()
     }
 
     /// The longest context in tokens, prompt and output together.

@@ -11,5 +11,6 @@
 mod admin;
 mod answers;
 mod errors;
+mod fleet;
 mod lifecycle;
 mod support;

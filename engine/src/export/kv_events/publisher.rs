@@ -8,7 +8,6 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use futures_util::StreamExt;
-use metrics::Counter;
 use parking_lot::Mutex;
 use pointsman_proto::kv_events::{Event, EventBatch, Form, encode};
 use serde::Serialize;
@@ -22,6 +21,7 @@ use zeromq::{
 
 use super::config::{Address, KvEventsConfig, KvEventsConfigError};
 use super::replay::{ReplayBuffer, ReplayRequest};
+use crate::export::metrics::Counter;
 use crate::worker::EventSink;
 
 /// Time one replay may take; a client that does not read its answer loses the rest of it, so that the next
