@@ -4,6 +4,8 @@
 //! context longer than the model's) is checked where it is known, at start-up. Nothing else in the crate reads
 //! flags or the environment, but for the log filter.
 
+mod fleet;
+
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -12,6 +14,7 @@ use clap::{Parser, ValueEnum};
 
 use crate::export::kv_events::KvEventsConfig;
 use crate::kv::HashAlgorithm;
+pub use fleet::FleetFlags;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -52,7 +55,7 @@ pub struct Flags {
     #[arg(long, value_enum, default_value_t = BackendName::Auto, help_heading = "Compute")]
     pub backend: BackendName,
 
-    /// Threads of the CPU backend [default: one for each core].
+    /// Threads of the CPU backend, shared out among the ranks [default: one for each core].
     #[arg(long, value_name = "N", value_parser = positive(), help_heading = "Compute")]
     pub threads: Option<u32>,
 
@@ -210,8 +213,12 @@ pub struct Flags {
     pub api_key: Vec<String>,
 
     /// Form of the log on standard error. RUST_LOG sets its filter, such as `debug` or `pointsman_engine=trace`.
-    #[arg(long, value_enum, default_value_t = LogFormat::Text, help_heading = "Log")]
+    #[arg(long, value_enum, default_value_t = LogFormat::Text, help_heading = "Log and traces")]
     pub log_format: LogFormat,
+
+    /// What matters in a fleet.
+    #[command(flatten)]
+    pub fleet: FleetFlags,
 }
 
 /// The values of `--backend`.

@@ -25,6 +25,8 @@ pub struct NewRequest {
     /// Announce the blocks that it finds in the prefix cache as well as those it computes; vLLM's
     /// `kv_cache_report_mode` of `full`.
     pub report_reused_blocks: bool,
+    /// The data-parallel rank that must run it; none leaves the choice to [`crate::worker::Ranks`].
+    pub data_parallel_rank: Option<u32>,
 }
 
 /// What a request wants.
@@ -49,6 +51,7 @@ impl NewRequest {
             task: Task::Generate,
             deadline: None,
             report_reused_blocks: false,
+            data_parallel_rank: None,
         }
     }
 }

@@ -199,6 +199,7 @@ impl Sequence {
 
     pub(super) fn report(&self, finish: Finish, now: Duration) -> RequestReport {
         RequestReport {
+            number: self.key.number,
             prompt_tokens: self.prompt_len as u32,
             cached_tokens: self.cached_tokens.unwrap_or(0),
             generated_tokens: self.generated() as u32,

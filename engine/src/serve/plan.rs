@@ -20,6 +20,17 @@ pub(super) fn backend(name: BackendName) -> BackendChoice {
     }
 }
 
+/// Threads of each rank's backend: an equal part of all, and at least one. 0 stands for as many as there are cores.
+pub(super) fn threads_per_rank(flags: &Flags) -> usize {
+    let ranks = flags.fleet.data_parallel_size.max(1) as usize;
+    let threads = match flags.threads {
+        Some(threads) => threads as usize,
+        None if ranks == 1 => return 0,
+        None => std::thread::available_parallelism().map_or(1, usize::from),
+    };
+    (threads / ranks).max(1)
+}
+
 /// The context in tokens: the flag's if it is not more than the model's.
 pub(super) fn context(asked: Option<u32>, model: usize) -> Result<u32, ServeError> {
     let model = u32::try_from(model).unwrap_or(u32::MAX);

@@ -1,5 +1,7 @@
 //! Who listens to the engine thread: one sink for KV events, one observer of its work.
 
+use std::fmt::Debug;
+
 use pointsman_proto::block_hash::BlockDigest;
 use pointsman_proto::kv_events::{EngineHash, Event};
 
@@ -29,4 +31,12 @@ pub trait Observer: Send {
     fn step(&mut self, report: &StepReport);
     /// A request ended, in whichever way.
     fn request_finished(&mut self, report: &RequestReport);
+}
+
+/// Hears of the end of the one request that it was submitted with; for what is told of single requests, such as
+/// spans and log lines.
+pub trait RequestWatch: Debug + Send + Sync {
+    /// Called on the engine thread, whichever way the request ended, before its client hears of it. It must not
+    /// block.
+    fn ended(&self, report: &RequestReport);
 }

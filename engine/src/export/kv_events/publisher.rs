@@ -8,7 +8,6 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use futures_util::StreamExt;
-use metrics::Counter;
 use parking_lot::Mutex;
 use pointsman_proto::block_hash::BlockDigest;
 use pointsman_proto::kv_events::{EngineHash, Event, EventBatch, Form, HashForm, encode_digests};
@@ -23,10 +22,8 @@ use zeromq::{
 
 use super::config::{Address, KvEventsConfig, KvEventsConfigError};
 use super::replay::{ReplayBuffer, ReplayRequest};
+use crate::export::metrics::Counter;
 use crate::worker::EventSink;
-
-/// The data-parallel rank in each batch: a worker is one rank.
-const DATA_PARALLEL_RANK: u32 = 0;
 
 /// Time one replay may take; a client that does not read its answer loses the rest of it, so that the next
 /// client is served.
@@ -79,6 +76,8 @@ pub struct Source {
 pub struct KvEventPublisher {
     sender: mpsc::Sender<Numbered>,
     next_sequence: u64,
+    /// The data-parallel rank that stands in each batch.
+    rank: u32,
     lost: Counter,
 }
 
@@ -106,7 +105,7 @@ impl EventSink for KvEventPublisher {
         let batch = EventBatch {
             timestamp_s,
             events,
-            data_parallel_rank: Some(DATA_PARALLEL_RANK),
+            data_parallel_rank: Some(self.rank),
         };
         let numbered = Numbered {
             sequence: self.next_sequence,
@@ -126,9 +125,11 @@ fn digest_of_integer(hash: EngineHash) -> BlockDigest {
     digest
 }
 
-/// Binds (or connects) the sockets and starts the tasks. `lost` counts batches that were dropped unsent.
+/// Binds (or connects) the sockets of data-parallel rank `rank` and starts the tasks. `config` is that rank's own, see
+/// [`KvEventsConfig::for_rank`]; `lost` counts batches that were dropped unsent.
 pub async fn start(
     config: &KvEventsConfig,
+    rank: u32,
     form: Form,
     lost: Counter,
 ) -> Result<(KvEventPublisher, Source), KvEventsError> {
@@ -164,6 +165,7 @@ pub async fn start(
     let publisher = KvEventPublisher {
         sender,
         next_sequence: 0,
+        rank,
         lost,
     };
     let source = Source {

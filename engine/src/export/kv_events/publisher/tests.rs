@@ -70,7 +70,7 @@ async fn first_message(publisher: &mut KvEventPublisher, socket: &mut SubSocket)
 
 #[tokio::test]
 async fn batches_arrive_in_order_with_topic_and_sequence() {
-    let (mut publisher, source) = start(&config(100), Form::Map, Counter::noop())
+    let (mut publisher, source) = start(&config(100), 0, Form::Map, Counter::default())
         .await
         .unwrap();
     assert!(
@@ -136,7 +136,9 @@ async fn blocks_are_named_by_whole_digests_where_that_is_asked_for() {
 
 #[tokio::test]
 async fn replay_serves_what_is_kept_and_then_the_end() {
-    let (mut publisher, source) = start(&config(3), Form::Map, Counter::noop()).await.unwrap();
+    let (mut publisher, source) = start(&config(3), 0, Form::Map, Counter::default())
+        .await
+        .unwrap();
     for hash in 0..5 {
         publisher.publish(removed(hash));
     }
@@ -195,7 +197,9 @@ async fn replay_serves_what_is_kept_and_then_the_end() {
 
 #[tokio::test]
 async fn a_req_client_gets_an_answer() {
-    let (_publisher, source) = start(&config(3), Form::Map, Counter::noop()).await.unwrap();
+    let (_publisher, source) = start(&config(3), 0, Form::Map, Counter::default())
+        .await
+        .unwrap();
     let mut socket = ReqSocket::new();
     socket
         .connect(&source.replay_endpoint.unwrap())
@@ -225,7 +229,8 @@ async fn a_collector_is_connected_to() {
     let mut publisher = KvEventPublisher {
         sender,
         next_sequence: 0,
-        lost: Counter::noop(),
+        rank: 0,
+        lost: Counter::default(),
     };
     let state = PublishState {
         buffer: Arc::new(Mutex::new(ReplayBuffer::new(4))),
@@ -242,19 +247,19 @@ async fn a_collector_is_connected_to() {
 #[tokio::test]
 async fn a_full_queue_drops_the_batch_and_keeps_its_number() {
     let (sender, mut batches) = mpsc::channel(1);
-    let recorder = metrics_exporter_prometheus::PrometheusBuilder::new().build_recorder();
-    let lost = metrics::with_local_recorder(&recorder, || metrics::counter!("lost"));
+    let lost = Counter::default();
     let mut publisher = KvEventPublisher {
         sender,
         next_sequence: 0,
-        lost,
+        rank: 0,
+        lost: lost.clone(),
     };
     publisher.publish(removed(0));
     publisher.publish(removed(1));
     assert_eq!(batches.try_recv().unwrap().sequence, 0);
     publisher.publish(removed(2));
     assert_eq!(batches.try_recv().unwrap().sequence, 2, "the gap shows");
-    assert!(recorder.handle().render().contains("lost 1"));
+    assert_eq!(lost.get(), 1);
 }
 
 #[tokio::test]
@@ -265,7 +270,7 @@ async fn an_address_in_use_is_named() {
         endpoint: endpoint.clone(),
         ..config(3)
     };
-    let error = start(&config, Form::Map, Counter::noop())
+    let error = start(&config, 0, Form::Map, Counter::default())
         .await
         .unwrap_err()
         .to_string();
