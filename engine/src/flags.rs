@@ -13,6 +13,10 @@ use pointsman_proto::block_hash::DEFAULT_SEED;
 
 use crate::export::kv_events::KvEventsConfig;
 
+mod sim;
+
+pub use sim::SimFlags;
+
 const EXAMPLES: &str = "\
 Examples:
   Serve a model folder on port 8000 of loopback:
@@ -163,6 +167,15 @@ pub struct Flags {
     /// Form of the log on standard error. RUST_LOG sets its filter, such as `debug` or `pointsman_engine=trace`.
     #[arg(long, value_enum, default_value_t = LogFormat::Text, help_heading = "Log")]
     pub log_format: LogFormat,
+
+    /// Tokens in one event of a stream: 1 sends each as it comes, more send fewer and larger events. The first
+    /// token is never held back.
+    #[arg(long, value_name = "TOKENS", default_value_t = 1, value_parser = positive(), help_heading = "Server")]
+    pub stream_interval: u32,
+
+    /// The flags of `--backend sim`.
+    #[command(flatten)]
+    pub sim: SimFlags,
 }
 
 /// The values of `--backend`.
@@ -172,6 +185,8 @@ pub enum BackendName {
     Auto,
     /// The CPU.
     Cpu,
+    /// No device: the time that a GPU would take, on the wall clock, and tokens without meaning.
+    Sim,
 }
 
 /// The values of `--kv-events-form`.

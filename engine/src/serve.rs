@@ -7,6 +7,7 @@
 
 mod plan;
 mod server;
+mod simulation;
 mod warm_up;
 
 use std::collections::BTreeMap;
@@ -30,6 +31,7 @@ use crate::model::{Model, ModelError};
 use crate::worker::{self, EventSink, StartError};
 pub use server::Server;
 use server::Summary;
+use simulation::Simulation;
 use warm_up::WarmedUp;
 
 /// Why a worker does not start or does not go on.
@@ -80,13 +82,21 @@ pub enum ServeError {
 /// See [`ServeError`]; nothing listens after an error.
 pub async fn start(flags: &Flags) -> Result<Server, ServeError> {
     let mut clock = Stopwatch::start();
-    let model = Model::open(&flags.model)?;
+    let simulation = Simulation::of(flags)?;
+    let model = match &simulation {
+        Some(simulation) => simulation.model(&flags.model)?,
+        None => Model::open(&flags.model)?,
+    };
     let context_tokens = plan::context(flags.max_model_len, model.config.max_position_embeddings)?;
     let model_ms = clock.lap_ms();
     let encoder = Arc::new(PromptEncoder::load(&flags.model)?);
     let tokenizer_ms = clock.lap_ms();
     let threads = flags.threads.unwrap_or(0) as usize;
-    let backend = backend::select(plan::backend(flags.backend), &model, threads)?;
+    let choice = match &simulation {
+        Some(simulation) => simulation.backend(&model, encoder.tokenizer()),
+        None => plan::backend(flags.backend),
+    };
+    let backend = backend::select(choice, &model, threads)?;
     let info = backend.info().clone();
     let backend_ms = clock.lap_ms();
     let config = plan::scheduler(flags, &model, &info, context_tokens);
@@ -97,7 +107,10 @@ pub async fn start(flags: &Flags) -> Result<Server, ServeError> {
         prefix_caching: config.prefix_cache.is_some(),
         context_tokens,
     })?;
-    let (sink, sources) = event_sink(flags, &page).await?;
+    let (mut sink, sources) = event_sink(flags, &page).await?;
+    if let Some(simulation) = &simulation {
+        sink = simulation.sink(sink);
+    }
     let (blocks, block_size) = (config.blocks, config.block_size);
     let (engine, thread) = worker::start(
         config,
@@ -107,7 +120,10 @@ pub async fn start(flags: &Flags) -> Result<Server, ServeError> {
     )?;
     let kv_ms = clock.lap_ms();
     let api = api_config(flags, &model, sources);
-    let router = router(engine.clone(), encoder, page.clone(), api);
+    let mut router = router(engine.clone(), encoder, page.clone(), api);
+    if let Some(simulation) = &simulation {
+        router = simulation.routes(router);
+    }
     let asked = SocketAddr::new(flags.host, flags.port);
     let (listener, address) = listen(asked).await?;
     let summary = Summary {
@@ -145,6 +161,7 @@ fn api_config(flags: &Flags, model: &Model, sources: BTreeMap<String, Source>) -
         dev_mode: flags.server_dev_mode,
         kv_event_sources: sources,
         created: now.unwrap_or_default().as_secs(),
+        stream_interval: flags.stream_interval,
     }
 }
 

@@ -18,10 +18,12 @@ mod chat;
 mod choice;
 mod completion;
 mod error;
+mod faults;
 mod generate;
 mod intake;
 mod sampling;
 mod sse;
+mod template;
 mod tokens;
 
 use std::collections::BTreeMap;
@@ -36,9 +38,11 @@ use pointsman_proto::prompt::PromptEncoder;
 use crate::export::kv_events::Source;
 use crate::export::metrics::MetricsPage;
 use crate::model::GenerationDefaults;
+use crate::text::Pieces;
 use crate::worker::EngineHandle;
 use choice::End;
 use error::ApiError;
+pub use faults::with_faults;
 use intake::Intake;
 
 /// JSON has no infinity, so the log probability of the impossible is this, as in vLLM.
@@ -61,6 +65,8 @@ pub struct ApiConfig {
     pub kv_event_sources: BTreeMap<String, Source>,
     /// When the model was loaded: Unix time in seconds.
     pub created: u64,
+    /// Tokens in one event of a stream, after the first.
+    pub stream_interval: u32,
 }
 
 /// What every handler shares.
@@ -71,6 +77,8 @@ struct Api {
     metrics: MetricsPage,
     intake: Intake,
     config: ApiConfig,
+    /// Texts of tokens that need no decoding.
+    pieces: Arc<Pieces>,
 }
 
 /// The routes over one engine.
@@ -84,9 +92,10 @@ pub fn router(
     let intake = Intake::new();
     let api = Arc::new(Api {
         engine,
-        encoder,
         metrics,
         intake,
+        pieces: Arc::new(Pieces::new(encoder.tokenizer())),
+        encoder,
         config,
     });
     let mut router = Router::new()

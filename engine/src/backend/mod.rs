@@ -21,6 +21,7 @@ pub(crate) mod testing;
 
 pub mod cpu;
 pub mod cuda;
+pub mod sim;
 
 pub use select::{BackendChoice, select};
 pub use step::{
@@ -58,6 +59,8 @@ pub struct BackendInfo {
     pub device: String,
     /// Bytes of KV memory for one token over all layers, with the padding of the default block size.
     pub kv_bytes_per_token: usize,
+    /// Bytes that the device has for KV blocks; none where they are the host's, whose memory is not the worker's own.
+    pub kv_memory_bytes: Option<u64>,
 }
 
 /// How the KV memory is cut.

@@ -69,6 +69,21 @@ pub struct Model {
 }
 
 impl Model {
+    /// Opens a folder for its configuration alone; every tensor is missing.
+    ///
+    /// # Errors
+    /// See [`ModelError`].
+    pub fn open_without_weights(folder: &Path) -> Result<Self, ModelError> {
+        let config = ModelConfig::load(folder)?;
+        let generation = GenerationDefaults::load(folder, &config)?;
+        let weights = Weights::none(folder);
+        Ok(Self {
+            config,
+            generation,
+            weights,
+        })
+    }
+
     /// Opens a Hugging Face model folder.
     ///
     /// # Errors

@@ -12,4 +12,6 @@ mod admin;
 mod answers;
 mod errors;
 mod lifecycle;
+mod sim;
+mod streaming;
 mod support;

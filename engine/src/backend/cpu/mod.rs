@@ -83,6 +83,7 @@ impl CpuBackend {
                     weights.element()
                 ),
                 kv_bytes_per_token: geometry.bytes_per_block(LANES) / LANES,
+                kv_memory_bytes: None,
             },
             team: Team::new(threads).map_err(|reason| BackendError::Start {
                 backend: "cpu",

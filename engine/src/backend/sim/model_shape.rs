@@ -104,8 +104,9 @@ impl ModelShape {
 
     /// All weights. Norms are left out: they are less than a thousandth.
     pub fn weights(&self) -> u64 {
-        let layer =
-            self.attention_weights() + self.router_weights() + self.experts.0 * self.expert_weights();
+        let layer = self.attention_weights()
+            + self.router_weights()
+            + self.experts.0 * self.expert_weights();
         self.layers * layer + 2 * self.head_weights()
     }
 
@@ -121,8 +122,9 @@ impl ModelShape {
 
     /// Multiply-adds of one token in the layers' matrices, without the head.
     pub(super) fn layer_products(&self) -> u64 {
-        let layer =
-            self.attention_weights() + self.router_weights() + self.experts.1 * self.expert_weights();
+        let layer = self.attention_weights()
+            + self.router_weights()
+            + self.experts.1 * self.expert_weights();
         self.layers * layer
     }
 

@@ -109,6 +109,11 @@ impl EventSink for KvEventPublisher {
             self.lost.increment(1);
         }
     }
+
+    fn lose(&mut self, _events: Vec<Event>) {
+        self.next_sequence += 1;
+        self.lost.increment(1);
+    }
 }
 
 /// Binds (or connects) the sockets and starts the tasks. `lost` counts batches that were dropped unsent.

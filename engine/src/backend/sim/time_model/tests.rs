@@ -4,9 +4,12 @@ use proptest::prelude::*;
 
 use super::*;
 
+/// Model, GPU, and (batch, milliseconds).
+type Published = (&'static str, &'static str, &'static [(u32, f64)]);
+
 /// Median inter-token latency in ms of vLLM, bf16, one GPU, chat traffic, by batch size (ML.ENERGY leaderboard data,
 /// snapshot of 2026-02-27, task lm-arena-chat).
-const PUBLISHED: [(&str, &str, &[(u32, f64)]); 4] = [
+const PUBLISHED: [Published; 4] = [
     (
         "llama-3.1-8b",
         "h100",
