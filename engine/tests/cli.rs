@@ -281,7 +281,9 @@ fn a_request_that_ended_is_one_line_with_stable_fields() {
     let line = |message: &str| {
         let lines = log.lines().map(|line| serde_json::from_str(line).unwrap());
         let mut lines = lines.filter(|line: &Value| line["fields"]["message"] == message);
-        let line = lines.next().unwrap_or_else(|| panic!("no {message:?} in {log}"));
+        let line = lines
+            .next()
+            .unwrap_or_else(|| panic!("no {message:?} in {log}"));
         assert!(lines.next().is_none(), "two of {message:?} in {log}");
         line["fields"].clone()
     };
