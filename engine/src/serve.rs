@@ -19,6 +19,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use pointsman_proto::prompt::{PromptEncoder, PromptError};
 use tokio::net::TcpListener;
+use tracing::info;
 
 use crate::api::{ApiConfig, router};
 use crate::backend::{self, BackendError};
@@ -27,7 +28,7 @@ use crate::export::metrics::{self, Identity};
 use crate::export::requests::RequestRecords;
 use crate::export::spans::TraceError;
 use crate::flags::Flags;
-use crate::model::{Model, ModelError};
+use crate::model::{Model, ModelError, Verification};
 use crate::worker::{SchedulerConfig, StartError};
 pub use server::Server;
 use server::Summary;
@@ -84,8 +85,9 @@ pub enum ServeError {
 /// See [`ServeError`]; nothing listens after an error.
 pub async fn start(flags: &Flags) -> Result<Server, ServeError> {
     let mut clock = Stopwatch::start();
-    let model = Model::open(&flags.model)?;
+    let mut model = open_model(flags)?;
     let context_tokens = plan::context(flags.max_model_len, model.config.max_position_embeddings)?;
+    model.config.max_model_len = context_tokens as usize;
     let loaded = clock.lap();
     let encoder = Arc::new(PromptEncoder::load(&flags.model)?);
     let tokenizer = clock.lap();
@@ -132,15 +134,34 @@ pub async fn start(flags: &Flags) -> Result<Server, ServeError> {
     })
 }
 
+/// Opens the folder, and says so when its files were checked against a manifest.
+fn open_model(flags: &Flags) -> Result<Model, ModelError> {
+    let verification = if flags.require_verified_weights {
+        Verification::Required
+    } else {
+        Verification::WherePossible
+    };
+    let model = Model::open_with(&flags.model, verification)?;
+    if let Some(verified) = model.verified {
+        info!(
+            files = verified.files,
+            bytes = verified.bytes,
+            seconds = verified.took.as_secs_f64(),
+            "weights verified"
+        );
+    }
+    Ok(model)
+}
+
 fn identity(flags: &Flags, config: &SchedulerConfig) -> Identity {
     Identity {
         model: flags.model_names().swap_remove(0),
         ranks: flags.fleet.data_parallel_size,
         block_size: config.block_size,
         blocks: config.blocks,
-        host_blocks: 0,
+        host_blocks: config.host_blocks,
         prefix_caching: config.prefix_cache.is_some(),
-        hash_algorithm: "sha256_cbor".to_owned(),
+        hash_algorithm: flags.prefix_caching_hash_algo.name().to_owned(),
         context_tokens: config.max_model_len,
         legacy_names: flags.fleet.legacy_metric_names,
     }
@@ -165,6 +186,7 @@ fn api_config(
         requests,
         kv_event_sources: sources,
         created: now.unwrap_or_default().as_secs(),
+        api_keys: flags.api_key.clone(),
     }
 }
 

@@ -9,7 +9,7 @@ use axum::response::{IntoResponse, Response};
 use pointsman_proto::openai::{ErrorBody, PromptShapeError};
 use pointsman_proto::prompt::PromptError;
 
-use crate::scheduler::Refused;
+use crate::scheduler::{Finish, Refused};
 use crate::worker::SubmitError;
 
 /// Seconds after which a refused client may ask again. A queue moves within a second; a draining worker never
@@ -63,6 +63,17 @@ impl ApiError {
     /// 500: the request was fine.
     pub(super) fn internal(message: impl Into<String>) -> Self {
         Self::new(ErrorBody::internal(message))
+    }
+
+    /// What a request that ended without an answer comes to.
+    pub(super) fn ended(finish: &Finish) -> Self {
+        match finish {
+            Finish::Error(reason) => Self::internal(reason.clone()),
+            Finish::Abort => Self::unavailable("the request was aborted"),
+            Finish::Stop { .. } | Finish::Length => {
+                Self::internal("the request ended without an answer")
+            }
+        }
     }
 
     #[cfg(test)]

@@ -7,11 +7,12 @@
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use axum::http::HeaderMap;
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
+use pointsman_proto::headers::EXPECTED_TIMEOUT_MS;
 use pointsman_proto::openai::Usage;
 
 use super::Api;
@@ -19,11 +20,11 @@ use super::caller::Caller;
 use super::choice::{Choice, Delta, End};
 use super::error::ApiError;
 use super::sampling::Checked;
-use crate::export::metrics::{MetricsPage, Rejection};
+use crate::export::metrics::MetricsPage;
 use crate::export::requests::{About, RequestRecords};
 use crate::sample::SamplingParams;
 use crate::scheduler::{NewRequest, TokenUpdate};
-use crate::worker::{RequestStream, SubmitError};
+use crate::worker::RequestStream;
 
 /// Characters of a client's request id that are kept.
 const REQUEST_ID_CHARS_MAX: usize = 256;
@@ -39,6 +40,8 @@ pub(super) struct Head {
     pub(super) id: String,
     pub(super) created: u64,
     pub(super) model: String,
+    /// How long the request may take. A gateway that gives up on it by then would only have it computed in vain.
+    pub(super) deadline: Option<Duration>,
     pub(super) caller: Caller,
 }
 
@@ -65,9 +68,16 @@ impl Head {
             id: format!("{prefix}-{id}"),
             created,
             model,
+            deadline: deadline(headers),
             caller: Caller::new(headers),
         }
     }
+}
+
+/// The time that Envoy gives the request, if it says; 0 is Envoy's word for no limit.
+fn deadline(headers: &HeaderMap) -> Option<Duration> {
+    let ms = header(headers, EXPECTED_TIMEOUT_MS)?.trim().parse().ok()?;
+    (ms > 0).then(|| Duration::from_millis(ms))
 }
 
 /// A header's value as text.
@@ -122,17 +132,11 @@ impl Generation {
                 let request = NewRequest {
                     cache_salt: checked.cache_salt.clone(),
                     priority: checked.priority,
+                    deadline: head.deadline,
                     data_parallel_rank: Some(rank),
                     ..NewRequest::new(Arc::clone(&id), prompt.clone(), sampling)
                 };
-                let stream = api
-                    .engine
-                    .submit_watched(request, watch)
-                    .inspect_err(|error| {
-                        if matches!(error, SubmitError::QueueFull { .. }) {
-                            api.metrics.rejected(Rejection::Requests);
-                        }
-                    })?;
+                let stream = api.submit(request, watch)?;
                 let index = this.choices.len();
                 this.choices.push(Choice::new(
                     Arc::clone(&api.encoder),
@@ -224,4 +228,28 @@ fn next_update(index: usize, mut stream: RequestStream) -> Running {
         let update = stream.next().await;
         (index, stream, update)
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_gateways_time_is_the_requests_deadline() {
+        for (value, expected) in [
+            ("1500", Some(Duration::from_millis(1500))),
+            ("0", None),
+            ("soon", None),
+        ] {
+            let mut headers = HeaderMap::new();
+            headers.insert(EXPECTED_TIMEOUT_MS, value.parse().unwrap());
+            let head = Head::new("cmpl", &headers, Some("a"), "m".to_owned());
+            assert_eq!(
+                (head.deadline, head.id.as_str()),
+                (expected, "cmpl-a"),
+                "{value}"
+            );
+        }
+        assert_eq!(deadline(&HeaderMap::new()), None);
+    }
 }

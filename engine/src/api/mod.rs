@@ -13,15 +13,21 @@
 //! at a time; short ones are done where they are.
 
 mod admin;
+mod auth;
 mod body;
 mod caller;
 mod chat;
 mod choice;
 mod completion;
+mod dev;
+mod embeddings;
 mod error;
 mod generate;
+mod inference;
 mod intake;
+mod invocations;
 mod observe;
+mod render;
 mod sampling;
 mod sse;
 mod tokens;
@@ -31,17 +37,18 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use axum::routing::{get, post};
 use axum::Router;
 use axum::middleware::from_fn_with_state;
-use axum::routing::{get, post};
 use pointsman_proto::openai::{ErrorBody, FinishReason, StopReason};
 use pointsman_proto::prompt::PromptEncoder;
 
 use crate::export::kv_events::Source;
-use crate::export::metrics::MetricsPage;
+use crate::export::metrics::{MetricsPage, Rejection};
 use crate::export::requests::RequestRecords;
 use crate::model::GenerationDefaults;
-use crate::worker::Ranks;
+use crate::scheduler::NewRequest;
+use crate::worker::{Ranks, RequestStream, RequestWatch, SubmitError};
 use choice::End;
 use error::ApiError;
 use intake::Intake;
@@ -74,6 +81,8 @@ pub struct ApiConfig {
     pub kv_event_sources: BTreeMap<String, Source>,
     /// When the model was loaded: Unix time in seconds.
     pub created: u64,
+    /// Keys of which a request to what computes must bear one; none asked for where this is empty.
+    pub api_keys: Vec<String>,
 }
 
 /// What every handler shares.
@@ -93,19 +102,23 @@ pub fn router(
     metrics: MetricsPage,
     config: ApiConfig,
 ) -> Router {
-    let dev_mode = config.dev_mode;
-    let intake = Intake::new();
     let api = Arc::new(Api {
         engine,
         encoder,
         metrics,
-        intake,
+        intake: Intake::new(),
         config,
     });
     let mut router = Router::new()
         .route("/v1/chat/completions", post(chat::handle))
+        .route("/v1/chat/completions/render", post(render::chat))
         .route("/v1/completions", post(completion::handle))
+        .route("/v1/completions/render", post(render::completion))
+        .route("/v1/embeddings", post(embeddings::handle))
         .route("/v1/models", get(admin::models))
+        .route("/v1/models/{*name}", get(admin::model))
+        .route("/inference/v1/generate", post(inference::handle))
+        .route("/invocations", post(invocations::handle))
         .route("/tokenize", post(tokens::tokenize))
         .route("/detokenize", post(tokens::detokenize))
         .route("/health", get(admin::health))
@@ -114,14 +127,20 @@ pub fn router(
         .route("/metrics", get(admin::metrics))
         .route("/load", get(admin::load))
         .route("/kv_event_sources", get(admin::kv_event_sources));
-    if dev_mode {
-        router = router.route("/reset_prefix_cache", post(admin::reset_prefix_cache));
+    if api.config.dev_mode {
+        router = router.merge(dev::routes());
     }
+    let keys: Arc<[String]> = api.config.api_keys.iter().cloned().collect();
     let observed = from_fn_with_state(Arc::clone(&api), observe::observe);
-    router
+    let mut router = router
         .fallback(admin::not_found)
-        .layer(observed)
-        .with_state(api)
+        .method_not_allowed_fallback(admin::method_not_allowed)
+        .with_state(api);
+    if !keys.is_empty() {
+        router = router.layer(from_fn_with_state(keys, auth::guard));
+    }
+    // Outermost, so that what is refused is counted as well.
+    router.layer(observed)
 }
 
 impl Api {
@@ -133,6 +152,21 @@ impl Api {
             Some(name) if names.iter().any(|known| known == name) => Ok(name.to_owned()),
             Some(name) => Err(ApiError::new(ErrorBody::not_found_model(name))),
         }
+    }
+
+    /// Hands a request to the engine, and counts it where there is no room for it. `watch` hears of its end.
+    fn submit(
+        &self,
+        request: NewRequest,
+        watch: Option<Arc<dyn RequestWatch>>,
+    ) -> Result<RequestStream, ApiError> {
+        let submitted = self.engine.submit_watched(request, watch);
+        let stream = submitted.inspect_err(|error| {
+            if matches!(error, SubmitError::QueueFull { .. }) {
+                self.metrics.rejected(Rejection::Requests);
+            }
+        })?;
+        Ok(stream)
     }
 
     /// Refuses work that would be refused after it was read and encoded.

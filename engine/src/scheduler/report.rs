@@ -27,6 +27,8 @@ pub struct Stats {
     pub prompt_tokens_cached: u64,
     /// Tokens generated.
     pub generated_tokens: u64,
+    /// The part of `prompt_tokens_cached` that was in host memory; the rest was on the device.
+    pub prompt_tokens_cached_host: u64,
 }
 
 impl Stats {

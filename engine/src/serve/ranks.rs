@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::thread::JoinHandle;
 
-use pointsman_proto::kv_events::{Event, Form};
+use pointsman_proto::kv_events::{Event, Form, HashForm};
 use tracing::{info, warn};
 
 use super::ServeError;
@@ -71,9 +71,12 @@ async fn event_sink(
         EventForm::Map => Form::Map,
         EventForm::Array => Form::Array,
     };
-    let config = config
+    let mut config = config
         .for_rank(rank)
         .map_err(kv_events::KvEventsError::from)?;
+    if !flags.kv_events_int_block_hashes {
+        config.hashes = HashForm::Bytes;
+    }
     let lost = page.kv_event_batches_lost(rank);
     let (sink, source) = kv_events::start(&config, rank, form, lost).await?;
     info!(

@@ -52,10 +52,12 @@ pub fn start(
     let layout = KvLayout {
         block_size: config.block_size,
         blocks: config.blocks,
-        host_blocks: 0,
+        host_blocks: config.host_blocks,
     };
-    let scheduler = Scheduler::new(config)?;
+    config.check()?;
+    // What does not fit is refused before books are kept of it.
     backend.allocate(&layout)?;
+    let scheduler = Scheduler::new(config)?;
     let limits = scheduler.queue_limits();
     let shared = Arc::new(Shared {
         intake: scheduler.intake(),
@@ -296,7 +298,7 @@ impl Engine {
     fn publish_events(&mut self) {
         let events = self.scheduler.take_events();
         if !events.is_empty() {
-            self.sink.publish(events);
+            self.sink.publish_digests(events);
         }
     }
 

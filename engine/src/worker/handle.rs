@@ -317,7 +317,7 @@ impl Shared {
 #[derive(Debug, Default)]
 pub(super) struct SharedStats {
     gauges: [AtomicU32; 4],
-    totals: [AtomicU64; 6],
+    totals: [AtomicU64; 7],
 }
 
 impl SharedStats {
@@ -335,6 +335,7 @@ impl SharedStats {
             stats.prompt_tokens,
             stats.prompt_tokens_cached,
             stats.generated_tokens,
+            stats.prompt_tokens_cached_host,
         ];
         for (cell, value) in self.gauges.iter().zip(gauges) {
             cell.store(value, Ordering::Release);
@@ -358,6 +359,7 @@ impl SharedStats {
             prompt_tokens,
             prompt_tokens_cached,
             generated_tokens,
+            prompt_tokens_cached_host,
         ] = std::array::from_fn(|i| self.totals[i].load(Ordering::Acquire));
         Stats {
             running,
@@ -370,6 +372,7 @@ impl SharedStats {
             prompt_tokens,
             prompt_tokens_cached,
             generated_tokens,
+            prompt_tokens_cached_host,
         }
     }
 }

@@ -15,9 +15,11 @@
 
 mod attention;
 mod columns;
+mod experts;
 mod forward;
 mod kernels;
 mod kv_memory;
+mod logits;
 mod matrix;
 mod ops;
 mod team;
@@ -35,7 +37,7 @@ use self::kv_memory::{KvGeometry, KvMemory};
 use self::team::Team;
 use self::weights::CpuWeights;
 
-use super::{Backend, BackendError, BackendInfo, KvLayout, Step, StepOutput};
+use super::{Backend, BackendError, BackendInfo, KvLayout, SleepLevel, Step, StepOutput};
 
 /// Heads wider than this are refused; it bounds the attention's accumulators on the stack.
 pub const MAX_HEAD_DIM: usize = 256;
@@ -43,7 +45,7 @@ pub const MAX_HEAD_DIM: usize = 256;
 /// Threads at most.
 const MAX_THREADS: usize = 1024;
 
-/// Computes Llama-shaped models on the CPU.
+/// Computes models of all families on the CPU.
 #[derive(Debug)]
 pub struct CpuBackend {
     info: BackendInfo,
@@ -55,6 +57,8 @@ pub struct CpuBackend {
     config: Arc<ModelConfig>,
     kv: KvMemory,
     forward: Forward,
+    /// As allocated; a backend that wakes up takes the same again.
+    layout: Option<KvLayout>,
 }
 
 impl CpuBackend {
@@ -96,6 +100,7 @@ impl CpuBackend {
             config: Arc::new(config.clone()),
             kv: KvMemory::new(geometry),
             forward: Forward::new(config),
+            layout: None,
         })
     }
 }
@@ -113,7 +118,22 @@ impl Backend for CpuBackend {
     }
 
     fn allocate(&mut self, layout: &KvLayout) -> Result<(), BackendError> {
+        self.layout = Some(*layout);
         self.kv.allocate(*layout)
+    }
+
+    /// Weights stay packed: repacking takes longer than they are worth, and only their file could replace them.
+    fn sleep(&mut self, level: SleepLevel) -> Result<(), BackendError> {
+        match level {
+            SleepLevel::KeepWeights => self.kv.release(),
+            SleepLevel::DiscardAll => return Err(self.no_sleep(level)),
+        }
+        Ok(())
+    }
+
+    fn wake(&mut self) -> Result<(), BackendError> {
+        self.layout
+            .map_or(Ok(()), |layout| self.kv.allocate(layout))
     }
 
     fn forward(&mut self, step: &Step, out: &mut StepOutput) -> Result<(), BackendError> {
@@ -125,6 +145,9 @@ impl Backend for CpuBackend {
             forward,
             ..
         } = self;
+        for copy in &step.copies {
+            kv.copy(copy);
+        }
         team.run(|| forward.compute(team, *isa, weights, kv, step, out));
         Ok(())
     }

@@ -6,6 +6,7 @@
 
 use std::net::{IpAddr, TcpListener};
 
+use pointsman_proto::kv_events::HashForm;
 use serde::Deserialize;
 
 /// vLLM's `KVEventsConfig`.
@@ -30,6 +31,9 @@ pub struct KvEventsConfig {
     pub max_queue_size: usize,
     /// First frame of each message; the field's convention is `kv@<pod ip:port>@<model>`.
     pub topic: String,
+    /// How blocks are named; a flag of its own, as in vLLM, where it is an environment variable.
+    #[serde(skip)]
+    pub hashes: HashForm,
 }
 
 impl Default for KvEventsConfig {
@@ -43,6 +47,7 @@ impl Default for KvEventsConfig {
             hwm: 100_000,
             max_queue_size: 100_000,
             topic: String::new(),
+            hashes: HashForm::Integer,
         }
     }
 }

@@ -9,7 +9,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use bytes::Bytes;
 use futures_util::StreamExt;
 use parking_lot::Mutex;
-use pointsman_proto::kv_events::{Event, EventBatch, Form, encode};
+use pointsman_proto::block_hash::BlockDigest;
+use pointsman_proto::kv_events::{EngineHash, Event, EventBatch, Form, HashForm, encode_digests};
 use serde::Serialize;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
@@ -83,13 +84,20 @@ pub struct KvEventPublisher {
 #[derive(Debug)]
 struct Numbered {
     sequence: u64,
-    batch: EventBatch,
+    batch: EventBatch<BlockDigest>,
 }
 
 impl EventSink for KvEventPublisher {
+    fn publish(&mut self, events: Vec<Event>) {
+        let whole = events
+            .into_iter()
+            .map(|event| event.map_hashes(digest_of_integer));
+        self.publish_digests(whole.collect());
+    }
+
     /// Never waits. A batch that finds the queue full takes its number with it, so subscribers see the gap; it
     /// is counted in `lost`.
-    fn publish(&mut self, events: Vec<Event>) {
+    fn publish_digests(&mut self, events: Vec<Event<BlockDigest>>) {
         let timestamp_s = SystemTime::now()
             .duration_since(UNIX_EPOCH)
             .unwrap_or_default()
@@ -108,6 +116,13 @@ impl EventSink for KvEventPublisher {
             self.lost.increment(1);
         }
     }
+}
+
+/// A digest that goes out as this integer.
+fn digest_of_integer(hash: EngineHash) -> BlockDigest {
+    let mut digest = BlockDigest::default();
+    digest[24..].copy_from_slice(&hash.0.to_be_bytes());
+    digest
 }
 
 /// Binds (or connects) the sockets of data-parallel rank `rank` and starts the tasks. `config` is that rank's own, see
@@ -143,6 +158,7 @@ pub async fn start(
             buffer,
             topic,
             form,
+            hashes: config.hashes,
             _tasks: tasks,
         },
     ));
@@ -247,6 +263,7 @@ struct PublishState {
     buffer: Arc<Mutex<ReplayBuffer>>,
     topic: Bytes,
     form: Form,
+    hashes: HashForm,
     _tasks: JoinSet<()>,
 }
 
@@ -264,7 +281,7 @@ async fn publish(
             batch = batches.recv() => {
                 let Some(Numbered { sequence, batch }) = batch else { return };
                 let mut payload = Vec::new();
-                encode(&batch, state.form, &mut payload);
+                encode_digests(&batch, state.form, state.hashes, &mut payload);
                 let payload = Bytes::from(payload);
                 state.buffer.lock().push(sequence, payload.clone());
                 let Some(socket) = &mut socket else { continue };

@@ -103,6 +103,38 @@ async fn batches_arrive_in_order_with_topic_and_sequence() {
 }
 
 #[tokio::test]
+async fn blocks_are_named_by_whole_digests_where_that_is_asked_for() {
+    let config = KvEventsConfig {
+        hashes: HashForm::Bytes,
+        ..config(3)
+    };
+    let (mut publisher, source) = start(&config, Form::Map, Counter::noop()).await.unwrap();
+    let removed = Event::BlockRemoved(BlockRemoved {
+        block_hashes: vec![[7; 32]],
+        medium: Medium::Gpu,
+    });
+    publisher.publish_digests(vec![removed]);
+    let mut socket = DealerSocket::new();
+    socket
+        .connect(&source.replay_endpoint.unwrap())
+        .await
+        .unwrap();
+    let request = vec![Bytes::copy_from_slice(&0_u64.to_be_bytes())];
+    let payload = within(async {
+        loop {
+            let answers = replay(&mut socket, request.clone()).await;
+            if answers.len() > 1 {
+                return answers[0][2].clone();
+            }
+        }
+    })
+    .await;
+    let mut bin = vec![0xc4, 32];
+    bin.extend([7; 32]);
+    assert!(payload.windows(34).any(|window| window == bin));
+}
+
+#[tokio::test]
 async fn replay_serves_what_is_kept_and_then_the_end() {
     let (mut publisher, source) = start(&config(3), 0, Form::Map, Counter::default())
         .await
@@ -204,6 +236,7 @@ async fn a_collector_is_connected_to() {
         buffer: Arc::new(Mutex::new(ReplayBuffer::new(4))),
         topic: Bytes::new(),
         form: Form::Array,
+        hashes: HashForm::Integer,
         _tasks: tasks,
     };
     tokio::spawn(publish(batches, sockets, state));
