@@ -30,8 +30,10 @@ impl Observer for MetricsObserver {
         let cached = stats.prompt_tokens_cached;
         to.prompt_tokens_cached.absolute(cached);
         to.prompt_tokens_found.absolute(cached);
-        to.prompt_tokens_cached_device.absolute(cached);
-        to.prompt_tokens_cached_host.absolute(0);
+        let host = stats.prompt_tokens_cached_host;
+        to.prompt_tokens_cached_device
+            .absolute(cached.saturating_sub(host));
+        to.prompt_tokens_cached_host.absolute(host);
         to.prompt_tokens_computed
             .absolute(stats.prompt_tokens.saturating_sub(cached));
         to.generated_tokens.absolute(stats.generated_tokens);
