@@ -16,4 +16,6 @@ mod fleet;
 mod host_tier;
 mod hostile;
 mod lifecycle;
+mod sim;
+mod streaming;
 mod support;
