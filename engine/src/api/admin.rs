@@ -13,9 +13,12 @@ use serde_json::{Value, json};
 use super::Api;
 use super::error::ApiError;
 
-/// 200 while the worker takes requests, 503 while it drains or after its backend failed; never a body.
+/// 200 while the worker takes requests, 503 while it drains, after its backend failed, or while a step hangs; never a
+/// body.
 pub(super) async fn health(State(api): State<Arc<Api>>) -> StatusCode {
-    if api.engine.is_healthy() && !api.engine.is_draining() {
+    let limit = api.config.stall_timeout;
+    let stalled = !limit.is_zero() && api.engine.silence() > limit;
+    if api.engine.is_healthy() && !api.engine.is_draining() && !stalled {
         StatusCode::OK
     } else {
         StatusCode::SERVICE_UNAVAILABLE
@@ -29,11 +32,13 @@ pub(super) async fn version() -> Json<Value> {
 
 /// The Prometheus page.
 pub(super) async fn metrics(State(api): State<Arc<Api>>) -> Response {
-    // Live requests that are in neither gauge are on their way to the engine thread.
-    let live = api.engine.live_requests();
-    let stats = api.engine.stats();
-    let seen = stats.running as usize + stats.waiting as usize;
-    let page = api.metrics.render(&stats, live.saturating_sub(seen) as u32);
+    let page = api.metrics.render(api.engine.iter().map(|rank| {
+        // Live requests that are in neither gauge are on their way to the engine thread.
+        let live = rank.live_requests();
+        let stats = rank.stats();
+        let seen = stats.running as usize + stats.waiting as usize;
+        (stats, live.saturating_sub(seen) as u32)
+    }));
     ([(header::CONTENT_TYPE, series::CONTENT_TYPE)], page).into_response()
 }
 

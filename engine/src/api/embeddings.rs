@@ -173,7 +173,7 @@ struct Embedded {
 
 async fn embed(api: &Api, request: NewRequest) -> Result<Embedded, ApiError> {
     let prompt_tokens = request.prompt.len() as u32;
-    let mut stream = api.submit(request)?;
+    let mut stream = api.submit(request, None)?;
     while let Some(update) = stream.next().await {
         match (update.finish, update.embedding) {
             (None, _) => {}

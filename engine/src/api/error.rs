@@ -118,6 +118,7 @@ impl From<SubmitError> for ApiError {
             SubmitError::QueueFull { .. } => Self::overloaded(error.to_string()),
             SubmitError::Draining | SubmitError::Unhealthy => Self::unavailable(error.to_string()),
             SubmitError::Refused(refused) => Self::from(refused),
+            SubmitError::NoSuchRank { .. } => Self::bad_request(error.to_string()),
         }
     }
 }

@@ -16,9 +16,13 @@ use pointsman_proto::headers::EXPECTED_TIMEOUT_MS;
 use pointsman_proto::openai::Usage;
 
 use super::Api;
+use super::caller::Caller;
 use super::choice::{Choice, Delta, End};
 use super::error::ApiError;
 use super::sampling::Checked;
+use crate::export::metrics::MetricsPage;
+use crate::export::requests::{About, RequestRecords};
+use crate::sample::SamplingParams;
 use crate::scheduler::{NewRequest, TokenUpdate};
 use crate::worker::RequestStream;
 
@@ -38,6 +42,7 @@ pub(super) struct Head {
     pub(super) model: String,
     /// How long the request may take. A gateway that gives up on it by then would only have it computed in vain.
     pub(super) deadline: Option<Duration>,
+    pub(super) caller: Caller,
 }
 
 impl Head {
@@ -64,6 +69,7 @@ impl Head {
             created,
             model,
             deadline: deadline(headers),
+            caller: Caller::new(headers),
         }
     }
 }
@@ -85,6 +91,9 @@ pub(super) struct Generation {
     running: FuturesUnordered<Running>,
     prompt_tokens: u32,
     choices_per_prompt: usize,
+    metrics: MetricsPage,
+    /// The data-parallel rank of each prompt, in their order.
+    ranks: Vec<u32>,
 }
 
 /// The next update of one choice, with its stream.
@@ -104,19 +113,30 @@ impl Generation {
             running: FuturesUnordered::new(),
             prompt_tokens: 0,
             choices_per_prompt: checked.n,
+            metrics: api.metrics.clone(),
+            ranks: Vec::new(),
         };
+        let asked = head.caller.rank()?;
         for prompt in prompts {
+            // The choices of a prompt share its blocks, so they run where those are.
+            let rank = api.engine.choose(asked)?;
+            this.ranks.push(rank);
             this.prompt_tokens = this.prompt_tokens.saturating_add(prompt.len() as u32);
             for choice in 0..checked.n {
                 let sampling =
                     checked.for_prompt(choice, prompt.len(), api.engine.max_model_len())?;
+                let about = |records: &RequestRecords| {
+                    records.watch(about(head, rank, checked.n, &sampling))
+                };
+                let watch = api.config.requests.as_ref().map(about);
                 let request = NewRequest {
                     cache_salt: checked.cache_salt.clone(),
                     priority: checked.priority,
                     deadline: head.deadline,
+                    data_parallel_rank: Some(rank),
                     ..NewRequest::new(Arc::clone(&id), prompt.clone(), sampling)
                 };
-                let stream = api.submit(request)?;
+                let stream = api.submit(request, watch)?;
                 let index = this.choices.len();
                 this.choices.push(Choice::new(
                     Arc::clone(&api.encoder),
@@ -173,6 +193,33 @@ impl Generation {
 
     pub(super) fn choices(&self) -> usize {
         self.choices.len()
+    }
+}
+
+impl Drop for Generation {
+    /// Whatever the end was, it is one of the prompt's: the series has a sample for each.
+    fn drop(&mut self) {
+        let prompts = self.choices.chunks(self.choices_per_prompt.max(1));
+        for (rank, choices) in self.ranks.iter().zip(prompts) {
+            let longest = choices.iter().map(Choice::generated_tokens).max();
+            self.metrics
+                .answered(*rank, choices.len(), longest.unwrap_or(0));
+        }
+    }
+}
+
+/// What is told of a request once it has ended.
+fn about(head: &Head, rank: u32, choices: usize, sampling: &SamplingParams) -> About {
+    About {
+        id: Arc::from(head.id.as_str()),
+        model: head.model.clone(),
+        session: head.caller.session.clone(),
+        traceparent: head.caller.traceparent.clone(),
+        tracestate: head.caller.tracestate.clone(),
+        rank,
+        choices: choices as u32,
+        temperature: sampling.temperature,
+        top_p: sampling.top_p,
     }
 }
 

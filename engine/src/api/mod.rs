@@ -15,6 +15,7 @@
 mod admin;
 mod auth;
 mod body;
+mod caller;
 mod chat;
 mod choice;
 mod completion;
@@ -25,6 +26,7 @@ mod generate;
 mod inference;
 mod intake;
 mod invocations;
+mod observe;
 mod render;
 mod sampling;
 mod sse;
@@ -33,17 +35,20 @@ mod tokens;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::routing::{get, post};
-use axum::{Router, middleware};
+use axum::Router;
+use axum::middleware::from_fn_with_state;
 use pointsman_proto::openai::{ErrorBody, FinishReason, StopReason};
 use pointsman_proto::prompt::PromptEncoder;
 
 use crate::export::kv_events::Source;
-use crate::export::metrics::MetricsPage;
+use crate::export::metrics::{MetricsPage, Rejection};
+use crate::export::requests::RequestRecords;
 use crate::model::GenerationDefaults;
 use crate::scheduler::NewRequest;
-use crate::worker::{EngineHandle, RequestStream, SubmitError};
+use crate::worker::{Ranks, RequestStream, RequestWatch, SubmitError};
 use choice::End;
 use error::ApiError;
 use intake::Intake;
@@ -64,6 +69,14 @@ pub struct ApiConfig {
     pub body_bytes_max: usize,
     /// Serve endpoints that change the worker's state.
     pub dev_mode: bool,
+    /// How long the engine may not be heard of while requests are alive, before `/health` says so; 0 is for ever.
+    pub stall_timeout: Duration,
+    /// Answer each request with its id in a header.
+    pub request_id_headers: bool,
+    /// Log a line for each HTTP request.
+    pub access_log: bool,
+    /// Where ended requests are told of; none where they are not.
+    pub requests: Option<RequestRecords>,
     /// KV-event sockets by data-parallel rank; empty where events are off.
     pub kv_event_sources: BTreeMap<String, Source>,
     /// When the model was loaded: Unix time in seconds.
@@ -75,7 +88,7 @@ pub struct ApiConfig {
 /// What every handler shares.
 #[derive(Debug)]
 struct Api {
-    engine: EngineHandle,
+    engine: Ranks,
     encoder: Arc<PromptEncoder>,
     metrics: MetricsPage,
     intake: Intake,
@@ -84,7 +97,7 @@ struct Api {
 
 /// The routes over one engine.
 pub fn router(
-    engine: EngineHandle,
+    engine: Ranks,
     encoder: Arc<PromptEncoder>,
     metrics: MetricsPage,
     config: ApiConfig,
@@ -118,14 +131,16 @@ pub fn router(
         router = router.merge(dev::routes());
     }
     let keys: Arc<[String]> = api.config.api_keys.iter().cloned().collect();
-    let router = router
+    let observed = from_fn_with_state(Arc::clone(&api), observe::observe);
+    let mut router = router
         .fallback(admin::not_found)
         .method_not_allowed_fallback(admin::method_not_allowed)
         .with_state(api);
-    if keys.is_empty() {
-        return router;
+    if !keys.is_empty() {
+        router = router.layer(from_fn_with_state(keys, auth::guard));
     }
-    router.layer(middleware::from_fn_with_state(keys, auth::guard))
+    // Outermost, so that what is refused is counted as well.
+    router.layer(observed)
 }
 
 impl Api {
@@ -139,11 +154,16 @@ impl Api {
         }
     }
 
-    /// Hands a request to the engine, and counts it where there is no room for it.
-    fn submit(&self, request: NewRequest) -> Result<RequestStream, ApiError> {
-        let stream = self.engine.submit(request).inspect_err(|error| {
+    /// Hands a request to the engine, and counts it where there is no room for it. `watch` hears of its end.
+    fn submit(
+        &self,
+        request: NewRequest,
+        watch: Option<Arc<dyn RequestWatch>>,
+    ) -> Result<RequestStream, ApiError> {
+        let submitted = self.engine.submit_watched(request, watch);
+        let stream = submitted.inspect_err(|error| {
             if matches!(error, SubmitError::QueueFull { .. }) {
-                self.metrics.rejected();
+                self.metrics.rejected(Rejection::Requests);
             }
         })?;
         Ok(stream)

@@ -12,6 +12,7 @@ mod admin;
 mod answers;
 mod endpoints;
 mod errors;
+mod fleet;
 mod hostile;
 mod lifecycle;
 mod support;
