@@ -40,13 +40,34 @@ async fn bench(worker: &Worker, backend: &str, flags: &[&str]) -> Result<Value> 
     let folder = tempfile::tempdir()?;
     let mut bench = Command::new(vllm_rs().await?);
     bench
-        .args(["bench", "serve", "--disable-tqdm", "--save-result", "--result-filename", "report.json"])
+        .args([
+            "bench",
+            "serve",
+            "--disable-tqdm",
+            "--save-result",
+            "--result-filename",
+            "report.json",
+        ])
         .arg("--result-dir")
         .arg(folder.path())
-        .args(["--backend", backend, "--base-url", &worker.url(), "--model", MODEL_NAME])
+        .args([
+            "--backend",
+            backend,
+            "--base-url",
+            &worker.url(),
+            "--model",
+            MODEL_NAME,
+        ])
         .arg("--tokenizer")
         .arg(workspace_root().join("engine/demo-model"))
-        .args(["--dataset-name", "random", "--num-prompts", "24", "--max-concurrency", "4"])
+        .args([
+            "--dataset-name",
+            "random",
+            "--num-prompts",
+            "24",
+            "--max-concurrency",
+            "4",
+        ])
         .args(flags);
     println!("{}", run(&mut bench, CLIENT_DEADLINE).await?);
     let report = std::fs::read(folder.path().join("report.json"));
@@ -69,7 +90,13 @@ async fn vllms_load_driver_counts_what_the_worker_counts() -> Result<()> {
     const OUTPUT: u64 = 24 * 16;
     let stack = Stack::start(StackOptions::new()).await?;
     let worker = &stack.workers()[0];
-    let lengths = ["--random-input-len", "64", "--random-output-len", "16", "--ignore-eos"];
+    let lengths = [
+        "--random-input-len",
+        "64",
+        "--random-output-len",
+        "16",
+        "--ignore-eos",
+    ];
     let with_ids = [&lengths[..], &["--prompt-token-ids"]].concat();
     for (backend, flags) in [("openai", &with_ids[..]), ("openai-chat", &lengths)] {
         let before = counted(worker).await?;
@@ -85,6 +112,10 @@ async fn vllms_load_driver_counts_what_the_worker_counts() -> Result<()> {
         }
     }
     let report = bench(worker, "openai-embeddings", &["--random-input-len", "64"]).await?;
-    assert_eq!((&report["completed"], &report["failed"]), (&24.into(), &0.into()), "{report}");
+    assert_eq!(
+        (&report["completed"], &report["failed"]),
+        (&24.into(), &0.into()),
+        "{report}"
+    );
     Ok(())
 }
