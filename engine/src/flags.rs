@@ -184,8 +184,8 @@ pub struct Flags {
     #[arg(long, value_name = "TIME", default_value = "30s", value_parser = parse_duration, help_heading = "Server")]
     pub drain_timeout: Duration,
 
-    /// Serve what changes the worker's state: /reset_prefix_cache, /abort_requests, /sleep and the like. Not for an address that strangers can reach. The environment variable
-    /// VLLM_SERVER_DEV_MODE=1 does the same.
+    /// Serve what changes the worker's state: /reset_prefix_cache, /abort_requests and the like. Not for an address
+    /// that strangers can reach. The environment variable VLLM_SERVER_DEV_MODE=1 does the same.
     #[arg(
         long,
         env = "VLLM_SERVER_DEV_MODE",
