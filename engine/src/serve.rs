@@ -21,7 +21,7 @@ use pointsman_proto::prompt::{PromptEncoder, PromptError};
 use tokio::net::TcpListener;
 use tracing::{info, warn};
 
-use crate::api::{ApiConfig, router};
+use crate::api::{AnswerConfig, ApiConfig, router};
 use crate::backend::{self, BackendError};
 use crate::export::kv_events::{self, KvEventsError, Source};
 use crate::export::metrics::{self, Identity, MetricsPage};
@@ -145,6 +145,13 @@ fn api_config(flags: &Flags, model: &Model, sources: BTreeMap<String, Source>) -
         dev_mode: flags.server_dev_mode,
         kv_event_sources: sources,
         created: now.unwrap_or_default().as_secs(),
+        answers: AnswerConfig {
+            vocab_size: u32::try_from(model.config.vocab_size).unwrap_or(u32::MAX),
+            max_logprobs: flags.max_logprobs,
+            trust_request_chat_template: flags.trust_request_chat_template,
+            force_include_usage: flags.enable_force_include_usage,
+            return_tokens_as_token_ids: flags.return_tokens_as_token_ids,
+        },
     }
 }
 

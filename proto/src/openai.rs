@@ -28,11 +28,14 @@ pub use completion::{
     CompletionResponse,
 };
 pub use error::{ErrorBody, ErrorDetail, PromptShapeError};
-pub use logprobs::{ChatLogprobs, ChatTokenLogprob, ChatTopLogprob, CompletionLogprobs};
+pub use logprobs::{
+    ChatLogprobs, ChatTokenLogprob, ChatTopLogprob, CompletionLogprobs, PromptLogprobs,
+    PromptTokenLogprob,
+};
 pub use models::{ModelCard, ModelList};
 pub use shared::{
     CompletionTokensDetails, FinishReason, PromptTokensDetails, StopReason, StreamOptions,
-    StringOrArray, Usage,
+    StringOrArray, TruncationSide, Usage,
 };
 pub use tokenize::{DetokenizeRequest, DetokenizeResponse, TokenizeRequest, TokenizeResponse};
 

@@ -163,10 +163,6 @@ impl Generation {
             first_choices.map(Choice::cached_tokens).sum(),
         )
     }
-
-    pub(super) fn choices(&self) -> usize {
-        self.choices.len()
-    }
 }
 
 fn next_update(index: usize, mut stream: RequestStream) -> Running {

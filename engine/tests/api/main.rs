@@ -11,5 +11,7 @@
 mod admin;
 mod answers;
 mod errors;
+mod golden;
 mod lifecycle;
+mod sampling;
 mod support;
