@@ -318,7 +318,7 @@ impl<'a> Fields<'a> {
     }
 }
 
-fn checked_priority(field: Option<i64>, header: Option<&str>) -> Result<i32, ApiError> {
+pub(super) fn checked_priority(field: Option<i64>, header: Option<&str>) -> Result<i32, ApiError> {
     let value = match header {
         Some(header) => header.trim().parse().map_err(|_| {
             ApiError::bad_request(format!(
@@ -332,7 +332,7 @@ fn checked_priority(field: Option<i64>, header: Option<&str>) -> Result<i32, Api
 }
 
 /// vLLM's rules: they keep a salt from being mistaken for a path or a name when it is written somewhere.
-fn checked_salt(salt: &str) -> Result<Arc<str>, ApiError> {
+pub(super) fn checked_salt(salt: &str) -> Result<Arc<str>, ApiError> {
     if salt.is_empty() {
         return Err(ApiError::field("cache_salt", "must not be empty"));
     }

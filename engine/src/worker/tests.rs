@@ -28,6 +28,7 @@ fn config() -> SchedulerConfig {
         kv_events: true,
         eos_token_ids: vec![],
         seed: 1,
+        ..SchedulerConfig::default()
     }
 }
 

@@ -10,8 +10,11 @@
 
 mod admin;
 mod answers;
+mod endpoints;
 mod errors;
+mod fleet;
 mod golden;
+mod hostile;
 mod lifecycle;
 mod sampling;
 mod support;
