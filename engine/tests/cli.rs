@@ -231,9 +231,12 @@ fn flags_of_readme(first_column: bool) -> BTreeSet<String> {
         let in_table = line.starts_with("| `--");
         in_table == first_column
     });
-    let texts = lines.map(|line| match first_column {
-        true => line.split('|').nth(1).unwrap_or_default(),
-        false => line,
+    let texts = lines.map(|line| {
+        if first_column {
+            line.split('|').nth(1).unwrap_or_default()
+        } else {
+            line
+        }
     });
     texts
         .flat_map(|text| text.split('`'))

@@ -277,6 +277,24 @@ impl Answer for CompletionAnswer {
         }]));
     }
 
+    fn only_text(&self, delta: &Delta) -> bool {
+        !self.return_token_ids && !self.logprobs && delta.end.is_none()
+    }
+
+    fn merge(into: &mut CompletionChunk, later: CompletionChunk) {
+        for (choice, later) in into.choices.iter_mut().zip(later.choices) {
+            choice.text.push_str(&later.text);
+            if let (Some(logprobs), Some(more)) = (&mut choice.logprobs, later.logprobs) {
+                append(logprobs, more, 0);
+            }
+            if let (Some(ids), Some(more)) = (&mut choice.token_ids, later.token_ids) {
+                ids.extend(more);
+            }
+            choice.finish_reason = later.finish_reason;
+            choice.stop_reason = later.stop_reason;
+        }
+    }
+
     fn usage_chunk(&self) -> CompletionChunk {
         self.chunk(Vec::new())
     }

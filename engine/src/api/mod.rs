@@ -22,16 +22,18 @@ mod completion;
 mod dev;
 mod embeddings;
 mod error;
+mod faults;
 mod generate;
 mod inference;
 mod intake;
 mod invocations;
-mod observe;
-mod render;
 mod logprobs;
+mod observe;
 mod prompt;
+mod render;
 mod sampling;
 mod sse;
+mod template;
 mod token_fields;
 mod tokens;
 
@@ -40,9 +42,9 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::routing::{get, post};
 use axum::Router;
 use axum::middleware::from_fn_with_state;
+use axum::routing::{get, post};
 use pointsman_proto::openai::{ErrorBody, FinishReason, StopReason};
 use pointsman_proto::prompt::PromptEncoder;
 
@@ -51,9 +53,11 @@ use crate::export::metrics::{MetricsPage, Rejection};
 use crate::export::requests::RequestRecords;
 use crate::model::GenerationDefaults;
 use crate::scheduler::NewRequest;
+use crate::text::Pieces;
 use crate::worker::{Ranks, RequestStream, RequestWatch, SubmitError};
 use choice::End;
 use error::ApiError;
+pub use faults::with_faults;
 use intake::Intake;
 use sampling::Limits;
 use token_fields::Vocabulary;
@@ -88,6 +92,8 @@ pub struct ApiConfig {
     pub created: u64,
     /// Keys of which a request to what computes must bear one; none asked for where this is empty.
     pub api_keys: Vec<String>,
+    /// Tokens in one event of a stream, after the first.
+    pub stream_interval: u32,
     /// What requests may ask of sampling and answers.
     pub answers: AnswerConfig,
 }
@@ -115,6 +121,8 @@ struct Api {
     metrics: MetricsPage,
     intake: Intake,
     config: ApiConfig,
+    /// Texts of tokens that need no decoding.
+    pieces: Arc<Pieces>,
 }
 
 /// The routes over one engine.
@@ -126,9 +134,10 @@ pub fn router(
 ) -> Router {
     let api = Arc::new(Api {
         engine,
-        encoder,
         metrics,
         intake: Intake::new(),
+        pieces: Arc::new(Pieces::new(encoder.tokenizer())),
+        encoder,
         config,
     });
     let mut router = Router::new()

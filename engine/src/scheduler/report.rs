@@ -52,6 +52,7 @@ impl Stats {
         self.prompt_tokens += other.prompt_tokens;
         self.prompt_tokens_cached += other.prompt_tokens_cached;
         self.generated_tokens += other.generated_tokens;
+        self.prompt_tokens_cached_host += other.prompt_tokens_cached_host;
     }
 }
 

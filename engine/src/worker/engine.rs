@@ -13,8 +13,8 @@ use rustc_hash::FxHashMap;
 use tokio::sync::{mpsc, watch};
 use tracing::{debug, error, info};
 
-use super::progress::Progress;
 use super::handle::{ClosedBy, Command, Shared, SharedStats};
+use super::progress::Progress;
 use super::{EngineHandle, EventSink, Observer, RequestWatch};
 use crate::backend::{Backend, BackendError, KvLayout, Step, StepOutput};
 use crate::scheduler::{
@@ -298,7 +298,7 @@ impl Engine {
     fn publish_events(&mut self) {
         let events = self.scheduler.take_events();
         if !events.is_empty() {
-            self.sink.publish_digests(events);
+            self.sink.publish(events);
         }
     }
 

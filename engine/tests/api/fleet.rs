@@ -1,6 +1,7 @@
 //! A worker among others: ranks, headers, HTTP metrics, what is told while it stops.
 
 use hyper::{Method, StatusCode};
+use pointsman_engine::worker::EngineHandle;
 use serde_json::{Value, json};
 
 use crate::support::{Reply, Worker};
@@ -222,7 +223,7 @@ async fn a_draining_worker_asks_its_clients_to_leave() {
     );
     worker.begin_stop();
     worker
-        .until_engine("the drain begins", |engine| engine.is_draining())
+        .until_engine("the drain begins", EngineHandle::is_draining)
         .await;
     let health = worker.get("/health").await;
     assert_eq!(health.status, StatusCode::SERVICE_UNAVAILABLE);

@@ -17,4 +17,6 @@ mod golden;
 mod hostile;
 mod lifecycle;
 mod sampling;
+mod sim;
+mod streaming;
 mod support;

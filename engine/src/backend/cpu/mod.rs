@@ -92,6 +92,7 @@ impl CpuBackend {
                     weights.element()
                 ),
                 kv_bytes_per_token: geometry.bytes_per_block(LANES) / LANES,
+                kv_memory_bytes: None,
             },
             team: team(threads)?,
             threads,
@@ -162,6 +163,7 @@ impl Backend for CpuBackend {
             config: Arc::clone(&self.config),
             kv: KvMemory::new(KvGeometry::new(&self.config)),
             forward: Forward::new(&self.config),
+            layout: None,
         }))
     }
 }
