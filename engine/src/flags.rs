@@ -51,6 +51,11 @@ pub struct Flags {
     #[arg(long, value_name = "N", value_parser = positive(), help_heading = "Compute")]
     pub threads: Option<u32>,
 
+    /// Weights in fewer bits than the model's: `int8` takes half the memory of bf16, and so about half the time of a
+    /// token on the CPU, for answers that are not quite the model's.
+    #[arg(long, value_enum, help_heading = "Compute")]
+    pub quantization: Option<QuantizationName>,
+
     /// Seed of requests that bring none.
     #[arg(long, value_name = "N", default_value_t = 0, help_heading = "Compute")]
     pub seed: u64,
@@ -163,6 +168,13 @@ pub struct Flags {
     /// Form of the log on standard error. RUST_LOG sets its filter, such as `debug` or `pointsman_engine=trace`.
     #[arg(long, value_enum, default_value_t = LogFormat::Text, help_heading = "Log")]
     pub log_format: LogFormat,
+}
+
+/// What `--quantization` says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum QuantizationName {
+    /// 8-bit integers, one scale for each output; activations stay f32.
+    Int8,
 }
 
 /// The values of `--backend`.

@@ -85,8 +85,7 @@ pub async fn start(flags: &Flags) -> Result<Server, ServeError> {
     let model_ms = clock.lap_ms();
     let encoder = Arc::new(PromptEncoder::load(&flags.model)?);
     let tokenizer_ms = clock.lap_ms();
-    let threads = flags.threads.unwrap_or(0) as usize;
-    let backend = backend::select(plan::backend(flags.backend), &model, threads)?;
+    let backend = backend::select(plan::backend(flags.backend), &model, plan::cpu(&flags))?;
     let info = backend.info().clone();
     let backend_ms = clock.lap_ms();
     let config = plan::scheduler(flags, &model, &info, context_tokens);

@@ -2,7 +2,7 @@
 
 use tracing::info;
 
-use super::cpu::CpuBackend;
+use super::cpu::{CpuBackend, CpuOptions};
 use super::cuda::probe::{Probed, probe};
 use super::{Backend, BackendError};
 use crate::model::Model;
@@ -16,15 +16,15 @@ pub enum BackendChoice {
     Cpu,
 }
 
-/// Makes the chosen backend for `model`, with `threads` CPU threads (0: as many as the machine has), and logs in one
-/// line what runs and why.
+/// Makes the chosen backend for `model`, with the given options of the CPU backend (a number stands for that many
+/// threads), and logs in one line what runs and why.
 ///
 /// # Errors
 /// When the backend cannot start, or does not compute this model's shape.
 pub fn select(
     choice: BackendChoice,
     model: &Model,
-    threads: usize,
+    cpu: impl Into<CpuOptions>,
 ) -> Result<Box<dyn Backend>, BackendError> {
     let reason = match choice {
         BackendChoice::Cpu => "asked for".to_owned(),
@@ -37,7 +37,7 @@ pub fn select(
             }
         },
     };
-    let backend = CpuBackend::new(model, threads)?;
+    let backend = CpuBackend::new(model, cpu)?;
     let details = backend.info();
     info!(
         backend = details.name,

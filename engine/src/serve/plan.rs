@@ -1,9 +1,10 @@
 //! What the flags come to for this model on this backend. Pure.
 
 use super::ServeError;
+use crate::backend::cpu::{CpuOptions, Quantization};
 use crate::backend::{BackendChoice, BackendInfo};
 use crate::export::kv_events::KvEventsConfig;
-use crate::flags::{BackendName, Flags};
+use crate::flags::{BackendName, Flags, QuantizationName};
 use crate::kv::HashRecipe;
 use crate::model::Model;
 use crate::worker::SchedulerConfig;
@@ -15,6 +16,15 @@ pub(super) fn backend(name: BackendName) -> BackendChoice {
     match name {
         BackendName::Auto => BackendChoice::Auto,
         BackendName::Cpu => BackendChoice::Cpu,
+    }
+}
+
+pub(super) fn cpu(flags: &Flags) -> CpuOptions {
+    CpuOptions {
+        threads: flags.threads.unwrap_or(0) as usize,
+        quantization: flags.quantization.map(|name| match name {
+            QuantizationName::Int8 => Quantization::Int8,
+        }),
     }
 }
 

@@ -4,7 +4,7 @@
 //! rows that sample go on, a few at a time, so that logits need `LOGIT_ROWS * vocab_size` floats however large the
 //! batch is.
 
-use super::attention::{Attention, Tile};
+use super::attention::{Attention, Tiles};
 use super::kernels::Isa;
 use super::kv_memory::KvMemory;
 use super::matrix::Store;
@@ -34,7 +34,7 @@ pub(super) struct Forward {
 /// Buffers over the step's tokens; they grow to the largest step and stay.
 #[derive(Debug, Default)]
 struct Scratch {
-    tiles: Vec<Tile>,
+    tiles: Tiles,
     cosines: Vec<f32>,
     sines: Vec<f32>,
     /// `[tokens, hidden_size]`, the residual stream.
@@ -163,7 +163,7 @@ impl Scratch {
         resize(&mut self.attended, tokens * config.heads * config.head_dim);
         resize(&mut self.gate_up, tokens * 2 * config.intermediate_size);
         resize(&mut self.activated, tokens * config.intermediate_size);
-        Tile::cut(context.step, &mut self.tiles);
+        self.tiles.cut(context.step);
         let rows = self.hidden.chunks_exact_mut(config.hidden_size);
         for (row, token) in rows.zip(&context.step.tokens) {
             weights.embed(*token, row);
@@ -206,7 +206,7 @@ impl Scratch {
         let rotated = queries + config.kv_heads * config.head_dim;
         let scale = 1.0 / (config.head_dim as f32).sqrt();
         let parts = team.parts(self.qkv.len() * ELEMENT_WORK);
-        Team::split_rows(parts, qkv_width(config), &mut self.qkv, &|first, rows| {
+        team.split_rows(parts, qkv_width(config), &mut self.qkv, &|first, rows| {
             for (row, qkv) in rows.chunks_exact_mut(qkv_width(config)).enumerate() {
                 let angle = (first + row) * half..(first + row + 1) * half;
                 for head in qkv[..rotated].chunks_exact_mut(config.head_dim) {
@@ -236,6 +236,7 @@ impl Scratch {
             heads: config.heads,
             kv_heads: config.kv_heads,
             head_dim: config.head_dim,
+            window: None,
         };
         attention.compute(team, &self.tiles, &mut self.attended);
         layer
@@ -261,7 +262,7 @@ impl Scratch {
         let width = config.intermediate_size;
         let gate_up = &self.gate_up;
         let parts = team.parts(self.activated.len() * ELEMENT_WORK);
-        Team::split_rows(parts, width, &mut self.activated, &|first, rows| {
+        team.split_rows(parts, width, &mut self.activated, &|first, rows| {
             silu_multiply(&gate_up[first * 2 * width..][..2 * rows.len()], width, rows);
         });
         layer
@@ -272,7 +273,7 @@ impl Scratch {
 
 fn norm_rows(team: &Team, config: &ModelConfig, x: &[f32], weight: &[f32], out: &mut [f32]) {
     let parts = team.parts(x.len() * ELEMENT_WORK);
-    Team::split_rows(parts, weight.len(), out, &|first, rows| {
+    team.split_rows(parts, weight.len(), out, &|first, rows| {
         let x = &x[first * weight.len()..][..rows.len()];
         rms_norm(x, weight, config.rms_norm_eps, rows);
     });

@@ -10,6 +10,7 @@
 
 use super::super::{BackendError, KvLayout};
 use super::kernels::{LANES, Lanes};
+use super::pages::Pages;
 use crate::model::ModelConfig;
 
 /// The sizes that do not depend on the pool.
@@ -26,8 +27,8 @@ pub(super) struct KvMemory {
     geometry: KvGeometry,
     pub(super) block_size: usize,
     blocks: usize,
-    keys: Vec<Lanes>,
-    values: Vec<Lanes>,
+    keys: Pages<Lanes>,
+    values: Pages<Lanes>,
 }
 
 impl KvGeometry {
@@ -63,8 +64,8 @@ impl KvMemory {
             geometry,
             block_size: 1,
             blocks: 0,
-            keys: Vec::new(),
-            values: Vec::new(),
+            keys: Pages::empty(),
+            values: Pages::empty(),
         }
     }
 
@@ -79,17 +80,12 @@ impl KvMemory {
             blocks: layout.blocks,
             reason,
         };
-        if bytes > isize::MAX as usize {
-            return Err(refuse("more than this machine can address".to_owned()));
-        }
-        // Asks the allocator first, because making a vector that does not fit ends the process.
-        let mut trial: Vec<u8> = Vec::new();
-        trial
-            .try_reserve_exact(bytes)
-            .map_err(|error| refuse(error.to_string()))?;
-        drop(trial);
-        self.keys = vec![[0.0; LANES]; heads * blocks * geometry.key_rows(block_size)];
-        self.values = vec![[0.0; LANES]; heads * blocks * geometry.value_rows(block_size)];
+        let zeroed = |rows: usize| {
+            Pages::zeroed(heads.saturating_mul(blocks).saturating_mul(rows))
+                .map_err(|error| refuse(error.to_string()))
+        };
+        self.keys = zeroed(geometry.key_rows(block_size))?;
+        self.values = zeroed(geometry.value_rows(block_size))?;
         self.block_size = block_size;
         self.blocks = blocks;
         Ok(())

@@ -7,6 +7,7 @@ use proptest::prelude::*;
 use tempfile::TempDir;
 
 use self::naive::Shape;
+use super::packing::Storage;
 use super::*;
 use crate::backend::{SampleSpec, StepSequence};
 
@@ -180,7 +181,8 @@ fn a_prompt_matches_the_definition_at_every_position() {
 fn weights_that_stay_bf16_compute_the_same_model() {
     let shape = small();
     let mut rig = Rig::new(&shape, 1, 16);
-    rig.backend.weights = CpuWeights::load_as(&rig.model, true).unwrap();
+    let team = &rig.backend.team;
+    rig.backend.weights = CpuWeights::load_as(team, &rig.model, Storage::Bf16).unwrap();
     let mut sequences = rig.sequences(&[20], 1);
     let expected = naive::log_probabilities(&rig.model, &sequences[0].tokens);
     let got = rig.step(&mut sequences, &[20]);
