@@ -200,8 +200,8 @@ mod tests {
             );
             assert_eq!(matrix, vec![1.0; rows * stride]);
         }
-        let starts = [0, 2, 2, 5];
-        let matrix = covered(&team, |m| Grid::with_starts(m, 3, &starts).columns(2), 6, 3);
+        const STARTS: [u32; 4] = [0, 2, 2, 5];
+        let matrix = covered(&team, |m| Grid::with_starts(m, 3, &STARTS).columns(2), 6, 3);
         assert_eq!(matrix, vec![1.0; 18]);
     }
 

@@ -169,7 +169,7 @@ mod tests {
             .collect();
         for (index, buffer) in buffers.iter_mut().enumerate() {
             assert!(buffer.iter().all(|lanes| *lanes == [0.0; 16]));
-            assert_eq!(buffer.as_ptr().addr() % 64, 0);
+            assert!(buffer.is_empty() || buffer.as_ptr().addr() % 64 == 0);
             buffer.fill([index as f32; 16]);
         }
         for (index, buffer) in buffers.iter().enumerate() {
