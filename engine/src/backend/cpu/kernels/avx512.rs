@@ -12,9 +12,7 @@ use std::arch::x86_64::{
 };
 use std::mem::transmute;
 
-use super::{
-    Lanes, Left, PREFETCH_BYTES, PREFETCH_ROWS, Packed, Pairs, Product, Quants, Softmax, weigh_body,
-};
+use super::{Lanes, Left, PREFETCH_BYTES, Packed, Pairs, Product, Quants, Softmax, weigh_body};
 
 /// 16 elements.
 pub(in super::super) type Vector = __m512;
@@ -67,12 +65,10 @@ fn tile<W: Packed, L: Left<R>, const R: usize, const P: usize>(
             *right = &right[..items];
         }
         for item in 0..items {
-            if R <= PREFETCH_ROWS {
-                for right in &rights {
-                    // What lies behind the panel is the next one, or nothing; asking for it is harmless.
-                    let ahead = (&raw const right[item]).wrapping_byte_add(PREFETCH_BYTES);
-                    _mm_prefetch::<_MM_HINT_T0>(ahead.cast());
-                }
+            for right in &rights {
+                // What lies behind the panel is the next one, or nothing; asking for it is harmless.
+                let ahead = (&raw const right[item]).wrapping_byte_add(PREFETCH_BYTES);
+                _mm_prefetch::<_MM_HINT_T0>(ahead.cast());
             }
             for step in 0..W::DEPTH {
                 let mut columns = [_mm512_setzero_ps(); P];
