@@ -15,9 +15,11 @@
 
 mod attention;
 mod columns;
+mod experts;
 mod forward;
 mod kernels;
 mod kv_memory;
+mod logits;
 mod matrix;
 mod merge;
 mod ops;
@@ -29,7 +31,9 @@ mod team;
 mod tests;
 mod weights;
 
-use crate::model::Model;
+use std::sync::Arc;
+
+use crate::model::{Model, ModelConfig};
 
 use self::forward::Forward;
 use self::kernels::{Isa, LANES};
@@ -37,7 +41,7 @@ use self::kv_memory::{KvGeometry, KvMemory};
 use self::team::Team;
 use self::weights::CpuWeights;
 
-use super::{Backend, BackendError, BackendInfo, KvLayout, Step, StepOutput};
+use super::{Backend, BackendError, BackendInfo, KvLayout, SleepLevel, Step, StepOutput};
 
 /// Heads wider than this are refused; it bounds the attention's accumulators on the stack.
 pub const MAX_HEAD_DIM: usize = 256;
@@ -70,15 +74,20 @@ impl From<usize> for CpuOptions {
     }
 }
 
-/// Computes Llama-shaped models on the CPU.
+/// Computes models of all families on the CPU.
 #[derive(Debug)]
 pub struct CpuBackend {
     info: BackendInfo,
     team: Team,
+    threads: usize,
     isa: Isa,
-    weights: CpuWeights,
+    /// One copy for all data-parallel ranks.
+    weights: Arc<CpuWeights>,
+    config: Arc<ModelConfig>,
     kv: KvMemory,
     forward: Forward,
+    /// As allocated; a backend that wakes up takes the same again.
+    layout: Option<KvLayout>,
 }
 
 impl CpuBackend {
@@ -105,10 +114,7 @@ impl CpuBackend {
             0 => std::thread::available_parallelism().map_or(1, usize::from),
             threads => threads.min(MAX_THREADS),
         };
-        let team = Team::new(threads).map_err(|reason| BackendError::Start {
-            backend: "cpu",
-            reason,
-        })?;
+        let team = team(threads)?;
         let weights = CpuWeights::load(&team, model, quantization)?;
         let geometry = KvGeometry::new(config);
         Ok(Self {
@@ -120,14 +126,25 @@ impl CpuBackend {
                     weights.element()
                 ),
                 kv_bytes_per_token: geometry.bytes_per_block(LANES) / LANES,
+                kv_memory_bytes: None,
             },
             team,
+            threads,
             isa,
-            weights,
+            weights: Arc::new(weights),
+            config: Arc::new(config.clone()),
             kv: KvMemory::new(geometry),
             forward: Forward::new(config),
+            layout: None,
         })
     }
+}
+
+fn team(threads: usize) -> Result<Team, BackendError> {
+    Team::new(threads).map_err(|reason| BackendError::Start {
+        backend: "cpu",
+        reason,
+    })
 }
 
 impl Backend for CpuBackend {
@@ -136,7 +153,22 @@ impl Backend for CpuBackend {
     }
 
     fn allocate(&mut self, layout: &KvLayout) -> Result<(), BackendError> {
+        self.layout = Some(*layout);
         self.kv.allocate(*layout)
+    }
+
+    /// Weights stay packed: repacking takes longer than they are worth, and only their file could replace them.
+    fn sleep(&mut self, level: SleepLevel) -> Result<(), BackendError> {
+        match level {
+            SleepLevel::KeepWeights => self.kv.release(),
+            SleepLevel::DiscardAll => return Err(self.no_sleep(level)),
+        }
+        Ok(())
+    }
+
+    fn wake(&mut self) -> Result<(), BackendError> {
+        self.layout
+            .map_or(Ok(()), |layout| self.kv.allocate(layout))
     }
 
     fn forward(&mut self, step: &Step, out: &mut StepOutput) -> Result<(), BackendError> {
@@ -148,7 +180,24 @@ impl Backend for CpuBackend {
             forward,
             ..
         } = self;
+        for copy in &step.copies {
+            kv.copy(copy);
+        }
         forward.compute(team, *isa, weights, kv, step, out);
         Ok(())
+    }
+
+    fn another(&self) -> Result<Box<dyn Backend>, BackendError> {
+        Ok(Box::new(Self {
+            info: self.info.clone(),
+            team: team(self.threads)?,
+            threads: self.threads,
+            isa: self.isa,
+            weights: Arc::clone(&self.weights),
+            config: Arc::clone(&self.config),
+            kv: KvMemory::new(KvGeometry::new(&self.config)),
+            forward: Forward::new(&self.config),
+            layout: None,
+        }))
     }
 }

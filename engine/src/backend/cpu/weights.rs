@@ -5,7 +5,7 @@ use super::matrix::Matrix;
 use super::packing::Storage;
 use super::team::Team;
 use crate::backend::BackendError;
-use crate::model::{ElementType, Model, llama};
+use crate::model::{ElementType, FeedForward, Layer, Mlp, Model, Tensor, Tensors};
 
 /// Models of at most this many weights are widened to f32 at load. They stay in the caches, where widening on the
 /// fly costs more than the bytes it saves; larger ones are read from memory, where the bytes are what counts.
@@ -28,8 +28,29 @@ pub(super) struct CpuLayer {
     pub(super) input_norm: Vec<f32>,
     /// Queries, then keys, then values.
     pub(super) qkv: Matrix,
+    /// Added to them; empty where nothing is.
+    pub(super) qkv_bias: Vec<f32>,
+    /// What normalises each head's queries and keys.
+    pub(super) qk_norms: Option<[Vec<f32>; 2]>,
     pub(super) o: Matrix,
     pub(super) post_norm: Vec<f32>,
+    pub(super) feed_forward: CpuFeedForward,
+}
+
+/// A layer's second half.
+#[derive(Debug)]
+pub(super) enum CpuFeedForward {
+    Dense(CpuMlp),
+    Experts {
+        /// `[experts, hidden_size]`, always f32: what it decides is worth more than its bytes.
+        router: Matrix,
+        experts: Vec<CpuMlp>,
+    },
+}
+
+/// A gated feed-forward network.
+#[derive(Debug)]
+pub(super) struct CpuMlp {
     /// Gates, then ups.
     pub(super) gate_up: Matrix,
     pub(super) down: Matrix,
@@ -42,12 +63,10 @@ impl CpuWeights {
         model: &Model,
         quantization: Option<Quantization>,
     ) -> Result<Self, BackendError> {
-        let tensors = llama::tensors(&model.config, &model.weights).map_err(wrong)?;
-        // Only bf16 can stay as it is without losing anything.
         let large = model.config.parameters() > WIDEN_UP_TO;
         let storage = match quantization {
             Some(Quantization::Int8) => Storage::Int8,
-            None if large && tensors.embedding.element == ElementType::Bf16 => Storage::Bf16,
+            None if large && only_bf16(&model.tensors().map_err(wrong)?) => Storage::Bf16,
             None => Storage::F32,
         };
         Self::load_as(team, model, storage)
@@ -59,25 +78,29 @@ impl CpuWeights {
         model: &Model,
         storage: Storage,
     ) -> Result<Self, BackendError> {
-        let tensors = llama::tensors(&model.config, &model.weights).map_err(wrong)?;
-        let pack = |tensors: &[_]| Matrix::pack(team, tensors, storage).map_err(wrong);
+        let tensors = model.tensors().map_err(wrong)?;
+        let packer = Packer { team, storage };
         let layers = tensors.layers.iter().map(|layer| {
             Ok(CpuLayer {
                 input_norm: layer.input_norm.to_vec(),
-                qkv: pack(&[layer.q, layer.k, layer.v])?,
-                o: pack(&[layer.o])?,
+                qkv: packer.pack(&layer.qkv)?,
+                qkv_bias: layer.qkv_bias.iter().flat_map(Tensor::to_vec).collect(),
+                qk_norms: layer
+                    .qk_norms
+                    .as_ref()
+                    .map(|norms| norms.each_ref().map(Tensor::to_vec)),
+                o: packer.pack(&[layer.o])?,
                 post_norm: layer.post_norm.to_vec(),
-                gate_up: pack(&[layer.gate, layer.up])?,
-                down: pack(&[layer.down])?,
+                feed_forward: CpuFeedForward::load(&layer.feed_forward, packer)?,
             })
         });
         let layers = layers.collect::<Result<_, BackendError>>()?;
-        let embedding = tensors.head.map(|_| pack(&[tensors.embedding]));
+        let embedding = tensors.head.map(|_| packer.pack(&[tensors.embedding]));
         Ok(Self {
             storage,
             layers,
             norm: tensors.norm.to_vec(),
-            head: pack(&[tensors.head.unwrap_or(tensors.embedding)])?,
+            head: packer.pack(&[tensors.head.unwrap_or(tensors.embedding)])?,
             embedding: embedding.transpose()?,
         })
     }
@@ -94,9 +117,58 @@ impl CpuWeights {
     }
 }
 
+/// Packs matrices all in the same way.
+#[derive(Clone, Copy)]
+struct Packer<'a> {
+    team: &'a Team,
+    storage: Storage,
+}
+
+impl Packer<'_> {
+    fn pack(self, tensors: &[Tensor<'_>]) -> Result<Matrix, BackendError> {
+        Matrix::pack(self.team, tensors, self.storage).map_err(wrong)
+    }
+}
+
+impl CpuFeedForward {
+    fn load(tensors: &FeedForward<'_>, packer: Packer<'_>) -> Result<Self, BackendError> {
+        let mlp = |mlp: &Mlp<'_>| {
+            Ok(CpuMlp {
+                gate_up: packer.pack(&mlp.gate_up)?,
+                down: packer.pack(&[mlp.down])?,
+            })
+        };
+        Ok(match tensors {
+            FeedForward::Dense(dense) => Self::Dense(mlp(dense)?),
+            FeedForward::Experts { router, experts } => Self::Experts {
+                router: Matrix::pack(packer.team, &[*router], Storage::F32).map_err(wrong)?,
+                experts: experts
+                    .iter()
+                    .map(mlp)
+                    .collect::<Result<_, BackendError>>()?,
+            },
+        })
+    }
+}
+
 fn wrong(error: impl std::fmt::Display) -> BackendError {
     BackendError::Model {
         backend: "cpu",
         reason: error.to_string(),
     }
+}
+
+/// Whether all matrices can stay bf16 without losing anything. f16 has more digits, so it becomes f32.
+fn only_bf16(tensors: &Tensors<'_>) -> bool {
+    let is = |tensor: &Tensor<'_>| tensor.element == ElementType::Bf16;
+    let mlp = |mlp: &Mlp<'_>| mlp.gate_up.iter().all(is) && is(&mlp.down);
+    let layer = |layer: &Layer<'_>| {
+        let feed_forward = match &layer.feed_forward {
+            FeedForward::Dense(dense) => mlp(dense),
+            FeedForward::Experts { experts, .. } => experts.iter().all(mlp),
+        };
+        layer.qkv.iter().all(is) && is(&layer.o) && feed_forward
+    };
+    let head = tensors.head.as_ref().is_none_or(is);
+    is(&tensors.embedding) && head && tensors.layers.iter().all(layer)
 }
