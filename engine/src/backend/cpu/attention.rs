@@ -39,7 +39,7 @@ const SHARED_ROWS: usize = 32;
 thread_local! {
     /// What the splits of a unit have come to so far. It grows to the largest unit and stays.
     static TOTAL: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
-    /// What a few rows work in. It grows to the widest head and stays.
+    /// The queries of a unit, and what a few of its rows work in. It grows to the largest unit and stays.
     static ROOM: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
     /// What each split of all units has come to, where threads share them. It grows likewise.
     static PARTS: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
@@ -127,11 +127,11 @@ impl Attention<'_> {
                     let tile = &tiles[unit / self.kv_heads];
                     let mut total = Total::begin(part, self.rows(tile), self.head_dim);
                     if let Some(split) = self.splits(tile).nth(split) {
-                        self.split(tile, unit % self.kv_heads, split, &mut total);
+                        self.split(tile, unit % self.kv_heads, (split, true), &mut total);
                     }
                 });
                 grid.each(None, |cell| {
-                    self.put_together(parts, splits * size, size, tiles, cell)
+                    self.put_together(parts, splits * size, size, tiles, cell);
                 });
             });
         } else {
@@ -156,8 +156,8 @@ impl Attention<'_> {
             let rows = self.rows(tile);
             total.resize(rows * Total::row_size(self.head_dim), 0.0);
             let mut total = Total::begin(total, rows, self.head_dim);
-            for split in self.splits(tile) {
-                self.split(tile, kv_head, split, &mut total);
+            for (index, split) in self.splits(tile).enumerate() {
+                self.split(tile, kv_head, (split, index == 0), &mut total);
             }
             self.write(&total, cell);
         });
@@ -189,13 +189,22 @@ impl Attention<'_> {
     }
 
     /// All rows of a tile over one split, a few at a time.
-    fn split(&self, tile: &Tile, kv_head: usize, split: usize, total: &mut Total<'_>) {
+    /// The first split that a thread computes of a tile lays the queries out.
+    fn split(
+        &self,
+        tile: &Tile,
+        kv_head: usize,
+        (split, first): (usize, bool),
+        total: &mut Total<'_>,
+    ) {
         let split = Split {
             attention: self,
             tile,
             kv_head,
             first_block: split * self.split_blocks(),
             blocks: self.split_blocks(),
+            rows: self.rows(tile),
+            first,
         };
         let rows = self.rows(tile);
         ROOM.with_borrow_mut(|room| {

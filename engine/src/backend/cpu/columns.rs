@@ -200,8 +200,12 @@ mod tests {
             );
             assert_eq!(matrix, vec![1.0; rows * stride]);
         }
-        const STARTS: [u32; 4] = [0, 2, 2, 5];
-        let matrix = covered(&team, |m| Grid::with_starts(m, 3, &STARTS).columns(2), 6, 3);
+        let matrix = covered(
+            &team,
+            |m| Grid::with_starts(m, 3, &[0, 2, 2, 5]).columns(2),
+            6,
+            3,
+        );
         assert_eq!(matrix, vec![1.0; 18]);
     }
 

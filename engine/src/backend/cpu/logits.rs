@@ -162,7 +162,7 @@ struct Share<'a> {
     decided: &'a mut [Decided],
 }
 
-impl<'a> Share<'a> {
+impl Share<'_> {
     /// Cuts off the first `rows` rows, of `width` logits each.
     fn split_at(self, rows: usize, width: usize) -> (Self, Self) {
         let wanted = self.wanted.split_at(rows);

@@ -69,7 +69,7 @@ impl Panels {
                 let mut scales = vec![[0.0; LANES]; panels];
                 each_chunk(team, &mut scales, 1, |panel, scales| {
                     rows.each(panel, |lane, row| {
-                        scales[0][lane] = row.largest() / QUANT_MAX
+                        scales[0][lane] = row.largest() / QUANT_MAX;
                     });
                 });
                 let quants = pack(team, panels, inputs, |panel, items: &mut [Quants]| {
@@ -103,7 +103,9 @@ impl Panels {
             Self::Int8(panels, scales) => {
                 gather(panels, inputs, output, row);
                 let scale = scales[output / LANES][output % LANES];
-                row.iter_mut().for_each(|value| *value *= scale);
+                for value in row.iter_mut() {
+                    *value *= scale;
+                }
             }
         }
     }

@@ -159,6 +159,8 @@ impl<T> fmt::Debug for Pages<T> {
 
 #[cfg(test)]
 mod tests {
+    #![expect(clippy::float_cmp, reason = "values that are only stored are exact")]
+
     use super::*;
 
     #[test]

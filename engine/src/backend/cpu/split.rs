@@ -18,6 +18,10 @@ pub(super) struct Split<'a> {
     pub(super) kv_head: usize,
     pub(super) first_block: usize,
     pub(super) blocks: usize,
+    /// Rows of the tile.
+    pub(super) rows: usize,
+    /// Whether the rows' queries have yet to be laid out.
+    pub(super) first: bool,
 }
 
 /// 16 slots of a block.
@@ -90,22 +94,30 @@ impl Split<'_> {
         R
     }
 
-    /// Nothing seen yet. `room` holds the queries and the sums; kept small, it stays in the first-level cache.
+    /// Nothing seen yet. `room` holds the queries of all rows, and the sums of these; kept small, they stay in the
+    /// first-level cache.
     fn begin<'r, const R: usize>(&self, first: usize, room: &'r mut Vec<f32>) -> Rows<'r, R> {
         let attention = self.attention;
         let (shared, head_dim) = (attention.shared(), attention.head_dim);
+        let all_queries = self.rows * head_dim;
         let sums = head_dim.div_ceil(LANES) * R * LANES;
-        room.resize(sums + head_dim * R, 0.0);
-        let (sums, queries) = room.split_at_mut(sums);
+        if room.len() < all_queries + sums {
+            room.resize(all_queries + sums, 0.0);
+        }
+        let (queries, room) = room.split_at_mut(all_queries);
+        let sums = &mut room[..sums];
         sums.fill(0.0);
+        let queries = &mut queries[first * head_dim..(first + R) * head_dim];
         let (queries, _) = queries.as_chunks_mut::<R>();
-        for r in 0..R {
-            let token = self.tile.token as usize + (first + r) / shared;
-            let head = self.kv_head * shared + (first + r) % shared;
-            let query = &attention.queries[token * attention.query_stride..];
-            let query = &query[head * head_dim..][..head_dim];
-            for (column, value) in queries.iter_mut().zip(query) {
-                column[r] = *value;
+        if self.first {
+            for r in 0..R {
+                let token = self.tile.token as usize + (first + r) / shared;
+                let head = self.kv_head * shared + (first + r) % shared;
+                let query = &attention.queries[token * attention.query_stride..];
+                let query = &query[head * head_dim..][..head_dim];
+                for (column, value) in queries.iter_mut().zip(query) {
+                    column[r] = *value;
+                }
             }
         }
         // A query sees itself and everything before it, or what of that lies in its window.
@@ -227,14 +239,18 @@ fn in_panels<const R: usize>(
 
 /// Whatever lies in slots that a row does not see, it cannot be the maximum, and weighs nothing.
 fn mask<const R: usize>(groups: &[Group], rows: &Rows<'_, R>, scores: &mut [[Lanes; R]]) {
+    let all_seen = rows.seen.iter().copied().min().unwrap_or(0);
+    let any_hidden = rows.hidden.iter().copied().max().unwrap_or(0);
     for (group, scores) in groups.iter().zip(scores) {
+        let end = group.position + LANES;
+        if group.keys == LANES && any_hidden <= group.position && end <= all_seen {
+            continue;
+        }
         for (r, scores) in scores.iter_mut().enumerate() {
             let hidden = rows.hidden[r].saturating_sub(group.position).min(LANES);
             let seen = rows.seen[r].saturating_sub(group.position).min(group.keys);
-            if hidden > 0 || seen < LANES {
-                scores[..hidden].fill(f32::NEG_INFINITY);
-                scores[seen..].fill(f32::NEG_INFINITY);
-            }
+            scores[..hidden].fill(f32::NEG_INFINITY);
+            scores[seen..].fill(f32::NEG_INFINITY);
         }
     }
 }

@@ -175,7 +175,7 @@ impl Team {
         }
         let height = count.div_ceil(parts);
         each_chunk(self, rows, height * width, |part, rows| {
-            work(part * height, rows)
+            work(part * height, rows);
         });
     }
 }
@@ -358,7 +358,9 @@ mod tests {
                 let mut rows = vec![0.0; count * 2];
                 team.split_rows(parts, 2, &mut rows, &|first, rows| {
                     for (row, values) in rows.chunks_exact_mut(2).enumerate() {
-                        values.iter_mut().for_each(|v| *v += (first + row) as f32);
+                        for value in values {
+                            *value += (first + row) as f32;
+                        }
                     }
                 });
                 let expected: Vec<f32> = (0..count * 2).map(|i| (i / 2) as f32).collect();

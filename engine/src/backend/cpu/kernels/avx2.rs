@@ -47,6 +47,10 @@ impl Found {
 }
 
 #[target_feature(enable = "avx2,fma")]
+#[expect(
+    clippy::needless_range_loop,
+    reason = "with numbers everywhere the compiler unrolls all loops but the one over items"
+)]
 fn tile<W: Packed, L: Left<R>, const R: usize, const P: usize>(
     products: &[Product<'_, L, W, P>],
     accumulators: &mut [[Lanes; R]; P],

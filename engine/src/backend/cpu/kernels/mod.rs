@@ -127,12 +127,12 @@ pub(super) trait Left<const R: usize>: Copy {
 
 /// Rows laid out with the elements of equal `k` side by side.
 impl<const R: usize> Left<R> for &[[f32; R]] {
-    #[inline(always)]
+    #[inline]
     fn at(&self, k: usize, r: usize) -> f32 {
         self[k][r]
     }
 
-    #[inline(always)]
+    #[inline]
     fn depth(&self) -> usize {
         self.len()
     }
@@ -146,12 +146,12 @@ pub(super) struct Short<'a, const R: usize> {
 }
 
 impl<const R: usize> Left<R> for Short<'_, R> {
-    #[inline(always)]
+    #[inline]
     fn at(&self, k: usize, r: usize) -> f32 {
         self.rows[r][k % LANES]
     }
 
-    #[inline(always)]
+    #[inline]
     fn depth(&self) -> usize {
         self.count
     }
