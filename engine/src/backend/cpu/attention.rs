@@ -260,3 +260,6 @@ impl Attention<'_> {
         self.heads / self.kv_heads
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -46,6 +46,16 @@ impl KvGeometry {
         }
     }
 
+    /// Of so many heads in so many layers.
+    #[cfg(test)]
+    pub(super) fn of(layers: usize, kv_heads: usize, head_dim: usize) -> Self {
+        Self {
+            layers,
+            kv_heads,
+            head_dim,
+        }
+    }
+
     /// Bytes of keys and values for a block of this size.
     pub(super) fn bytes_per_block(self, block_size: usize) -> usize {
         let lanes = self.key_rows(block_size) + self.value_rows(block_size);
