@@ -3,7 +3,7 @@
 //! The residual stream of all the step's tokens is one `[tokens, hidden_size]` buffer. After the last layer only the
 //! rows that somebody asks for go on to [`logits`](super::logits).
 
-use super::attention::{Attention, Tile};
+use super::attention::{Attention, Tiles};
 use super::experts::Routes;
 use super::kernels::Isa;
 use super::kv_memory::KvMemory;
@@ -30,7 +30,7 @@ pub(super) struct Forward {
 /// Buffers over the step's tokens; they grow to the largest step and stay.
 #[derive(Debug, Default)]
 struct Scratch {
-    tiles: Vec<Tile>,
+    tiles: Tiles,
     cosines: Vec<f32>,
     sines: Vec<f32>,
     /// `[tokens, hidden_size]`, the residual stream.
@@ -128,7 +128,7 @@ impl Scratch {
             resize(&mut self.experts.inputs, tokens * config.hidden_size);
             resize(&mut self.experts.outputs, tokens * config.hidden_size);
         }
-        Tile::cut(context.step, &mut self.tiles);
+        self.tiles.cut(context.step);
         let rows = self.hidden.chunks_exact_mut(config.hidden_size);
         for (row, token) in rows.zip(&context.step.tokens) {
             weights.embed(*token, row);
@@ -168,7 +168,7 @@ impl Scratch {
         let half = config.rope.dim / 2;
         let (cosines, sines) = (&self.cosines, &self.sines);
         let parts = team.parts(self.qkv.len() * ELEMENT_WORK);
-        Team::split_rows(parts, qkv_width(config), &mut self.qkv, &|first, rows| {
+        team.split_rows(parts, qkv_width(config), &mut self.qkv, &|first, rows| {
             for (row, qkv) in rows.chunks_exact_mut(qkv_width(config)).enumerate() {
                 let angle = (first + row) * half..(first + row + 1) * half;
                 finish_qkv(config, layer, &cosines[angle.clone()], &sines[angle], qkv);
@@ -276,7 +276,7 @@ impl MlpScratch {
         mlp.gate_up.multiply(team, isa, x, gate_up, Store::Replace);
         let gate_up = &*gate_up;
         let parts = team.parts(activated.len() * ELEMENT_WORK);
-        Team::split_rows(parts, width, activated, &|first, rows| {
+        team.split_rows(parts, width, activated, &|first, rows| {
             silu_multiply(&gate_up[first * 2 * width..][..2 * rows.len()], width, rows);
         });
         mlp.down.multiply(team, isa, activated, y, store);
@@ -318,7 +318,7 @@ fn row(rows: &[f32], index: u32, width: usize) -> &[f32] {
 
 fn norm_rows(team: &Team, config: &ModelConfig, x: &[f32], weight: &[f32], out: &mut [f32]) {
     let parts = team.parts(x.len() * ELEMENT_WORK);
-    Team::split_rows(parts, weight.len(), out, &|first, rows| {
+    team.split_rows(parts, weight.len(), out, &|first, rows| {
         let x = &x[first * weight.len()..][..rows.len()];
         rms_norm(x, weight, config.rms_norm_eps, rows);
     });
