@@ -16,6 +16,7 @@
 mod attention;
 mod columns;
 mod experts;
+mod feed_forward;
 mod forward;
 mod kernels;
 mod kv_memory;
