@@ -40,7 +40,7 @@ struct Case {
 struct Ignore;
 
 impl EventSink for Ignore {
-    fn publish(&mut self, _: Vec<pointsman_proto::kv_events::Event>) {}
+    fn publish(&mut self, _: Vec<pointsman_proto::kv_events::Event<[u8; 32]>>) {}
 }
 
 impl Observer for Ignore {
@@ -74,6 +74,7 @@ fn engine(threads: usize, max_num_batched_tokens: u32, prefix_caching: bool) -> 
         kv_events: false,
         eos_token_ids: model.generation.eos_token_ids.clone(),
         seed: 0,
+        ..SchedulerConfig::default()
     };
     start(config, backend, Box::new(Ignore), Box::new(Ignore))
         .unwrap()

@@ -59,16 +59,16 @@ pub(super) async fn handle(
 }
 
 /// A request, as far as it goes without the engine.
-struct Prepared {
-    head: Head,
-    prompts: Vec<Vec<u32>>,
+pub(super) struct Prepared {
+    pub(super) head: Head,
+    pub(super) prompts: Vec<Vec<u32>>,
     /// The text of each prompt if the answer is to begin with it, or nothing.
     echo: Vec<String>,
-    checked: Checked,
+    pub(super) checked: Checked,
 }
 
 impl Prepared {
-    fn new(api: &Api, headers: &HeaderMap, body: &[u8]) -> Result<Self, ApiError> {
+    pub(super) fn new(api: &Api, headers: &HeaderMap, body: &[u8]) -> Result<Self, ApiError> {
         let request: CompletionRequest = body::parse(body)?;
         body::refuse_unsupported(body)?;
         let model = api.model(request.model.as_deref())?;
@@ -224,6 +224,27 @@ impl Answer for CompletionAnswer {
             stop_reason,
             token_ids: self.return_token_ids.then(|| delta.token.into_iter().collect()),
         }]));
+    }
+
+    fn only_text(&self, delta: &Delta) -> bool {
+        !self.return_token_ids && !self.logprobs && delta.end.is_none()
+    }
+
+    fn merge(into: &mut CompletionChunk, later: CompletionChunk) {
+        for (choice, later) in into.choices.iter_mut().zip(later.choices) {
+            choice.text.push_str(&later.text);
+            if let (Some(logprobs), Some(more)) = (&mut choice.logprobs, later.logprobs) {
+                logprobs.text_offset.extend(more.text_offset);
+                logprobs.tokens.extend(more.tokens);
+                logprobs.token_logprobs.extend(more.token_logprobs);
+                logprobs.top_logprobs.extend(more.top_logprobs);
+            }
+            if let (Some(ids), Some(more)) = (&mut choice.token_ids, later.token_ids) {
+                ids.extend(more);
+            }
+            choice.finish_reason = later.finish_reason;
+            choice.stop_reason = later.stop_reason;
+        }
     }
 
     fn usage_chunk(&self) -> CompletionChunk {

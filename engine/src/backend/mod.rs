@@ -21,6 +21,7 @@ pub(crate) mod testing;
 
 pub mod cpu;
 pub mod cuda;
+pub mod sim;
 
 pub use select::{BackendChoice, select};
 pub use step::{
@@ -47,6 +48,62 @@ pub trait Backend: Send {
     /// Any error ends all requests and marks the engine unhealthy, because the device's state is then unknown. What
     /// concerns one sequence only (no finite logit) is answered in its [`Sampled`] instead.
     fn forward(&mut self, step: &Step, out: &mut StepOutput) -> Result<(), BackendError>;
+
+    /// Gives memory back until [`Backend::wake`]. Nothing is computed in between, and what the KV memory held is lost:
+    /// the caller has emptied the prefix cache and holds no block.
+    ///
+    /// # Errors
+    /// When this backend cannot do it, or cannot do it at this level. Then nothing has changed.
+    fn sleep(&mut self, level: SleepLevel) -> Result<(), BackendError> {
+        Err(self.no_sleep(level))
+    }
+
+    /// Takes back what [`Backend::sleep`] gave away. The KV memory is as after [`Backend::allocate`].
+    ///
+    /// # Errors
+    /// When the memory is not there any more. The backend is then of no further use.
+    fn wake(&mut self) -> Result<(), BackendError> {
+        Ok(())
+    }
+
+    /// A backend like this one for a further data-parallel rank: it shares what does not change (the weights) and has
+    /// threads and KV memory of its own, which are yet to be allocated.
+    ///
+    /// # Errors
+    /// When its threads cannot be started, or where a backend has one rank only.
+    fn another(&self) -> Result<Box<dyn Backend>, BackendError> {
+        Err(BackendError::Start {
+            backend: self.info().name,
+            reason: "it runs a single data-parallel rank".to_owned(),
+        })
+    }
+
+    /// The error of a backend that does not sleep at `level`.
+    fn no_sleep(&self, level: SleepLevel) -> BackendError {
+        BackendError::Sleep {
+            backend: self.info().name,
+            level: level.number(),
+        }
+    }
+}
+
+/// How much memory a sleeping backend gives back; vLLM's levels.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SleepLevel {
+    /// Level 1: KV memory is dropped; weights stay somewhere from where they come back quickly.
+    KeepWeights,
+    /// Level 2: weights are dropped as well.
+    DiscardAll,
+}
+
+impl SleepLevel {
+    /// vLLM's number of the level.
+    pub fn number(self) -> u32 {
+        match self {
+            Self::KeepWeights => 1,
+            Self::DiscardAll => 2,
+        }
+    }
 }
 
 /// What a backend is.
@@ -58,6 +115,8 @@ pub struct BackendInfo {
     pub device: String,
     /// Bytes of KV memory for one token over all layers, with the padding of the default block size.
     pub kv_bytes_per_token: usize,
+    /// Bytes that the device has for KV blocks; none where they are the host's, whose memory is not the worker's own.
+    pub kv_memory_bytes: Option<u64>,
 }
 
 /// How the KV memory is cut.
@@ -103,4 +162,12 @@ pub enum BackendError {
     /// The step cannot be computed.
     #[error("step: {0}")]
     Step(String),
+    /// The backend does not sleep at this level.
+    #[error("the {backend} backend cannot sleep at level {level}")]
+    Sleep {
+        /// Which backend.
+        backend: &'static str,
+        /// vLLM's number of the level.
+        level: u32,
+    },
 }

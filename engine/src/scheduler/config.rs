@@ -27,6 +27,50 @@ pub struct SchedulerConfig {
     pub eos_token_ids: Vec<u32>,
     /// Root of the seeds of requests that bring none.
     pub seed: u64,
+    /// Whether requests bring priorities.
+    pub policy: Policy,
+    /// Prompt tokens that may wait to be computed: no further request comes in while so many do.
+    pub max_num_queued_tokens: Option<u64>,
+    /// Tokens of one prompt in a step at most, while other requests are alive; none is no such limit.
+    pub long_prefill_token_threshold: Option<u32>,
+    /// While requests generate, a step may take this many times what it would take without prompts; none is no limit.
+    pub max_decode_slowdown: Option<f64>,
+    /// KV blocks of the second tier, in host memory; 0 is no such tier. It needs a prefix cache.
+    pub host_blocks: u32,
+}
+
+/// Who comes first.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Policy {
+    /// Order of arrival; a request with a priority other than 0 is refused.
+    #[default]
+    Fcfs,
+    /// Lower priority values first, then order of arrival.
+    Priority,
+}
+
+impl Default for SchedulerConfig {
+    /// vLLM's defaults where it has them; sizes that a model decides are as small as they can be.
+    fn default() -> Self {
+        Self {
+            block_size: 16,
+            blocks: 2,
+            max_num_seqs: 128,
+            max_num_batched_tokens: 2048,
+            max_num_queued: 1024,
+            max_model_len: 2,
+            vocab_size: 1,
+            prefix_cache: None,
+            kv_events: false,
+            eos_token_ids: Vec::new(),
+            seed: 0,
+            policy: Policy::Fcfs,
+            max_num_queued_tokens: None,
+            long_prefill_token_threshold: None,
+            max_decode_slowdown: None,
+            host_blocks: 0,
+        }
+    }
 }
 
 /// A limit that makes no sense.

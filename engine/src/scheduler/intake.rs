@@ -35,6 +35,7 @@ pub struct Prepared {
     pub(super) sampling: SamplingParams,
     pub(super) max_tokens: u32,
     pub(super) cache_salt: Option<Arc<str>>,
+    pub(super) report_reused_blocks: bool,
     pub(super) priority: i32,
     pub(super) digests: Vec<BlockDigest>,
     /// Empty, with room for every block that the request can come to hold.
@@ -90,6 +91,7 @@ impl Intake {
             sampling,
             cache_salt,
             priority,
+            report_reused_blocks,
             ..
         } = request;
         let room = self.room_after(&tokens)?;
@@ -113,6 +115,7 @@ impl Intake {
             sampling,
             max_tokens,
             cache_salt,
+            report_reused_blocks,
             priority,
             digests,
             table: Vec::with_capacity(blocks_max),

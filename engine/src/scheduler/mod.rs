@@ -30,6 +30,6 @@ mod tests;
 
 pub use config::{ConfigError, QueueLimits, SchedulerConfig};
 pub use intake::{Intake, Prepared, Refused};
-pub use report::{RequestReport, Stats, StepReport};
+pub use report::{Phases, RequestReport, Stats, StepReport};
 pub use request::{Finish, NewRequest, Task, TokenUpdate};
 pub use schedule::{Outcome, Scheduler, SequenceNumber};

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
+use pointsman_proto::block_hash::BlockDigest;
 use pointsman_proto::kv_events::Event;
 use rustc_hash::FxHashMap;
 use tracing::debug;
@@ -12,8 +13,8 @@ use super::{
     ConfigError, Finish, Intake, Prepared, QueueLimits, RequestReport, SchedulerConfig, Stats,
     StepReport, TokenUpdate,
 };
-use crate::backend::{Step, StepOutput};
-use crate::kv::{BlockId, BlockPool};
+use crate::backend::{BlockCopy, BlockPlace, Step, StepOutput};
+use crate::kv::{BlockPool, Hit, Transfer};
 
 /// A request's number in this engine: its place in the order of arrival, never used twice.
 pub type SequenceNumber = u64;
@@ -32,7 +33,7 @@ pub struct Scheduler {
     planned: Vec<Planned>,
     next_number: SequenceNumber,
     totals: Stats,
-    hits: Vec<BlockId>,
+    hits: Vec<Hit>,
 }
 
 /// One request's part of the step under way.
@@ -63,7 +64,8 @@ impl Scheduler {
     pub fn new(config: SchedulerConfig) -> Result<Self, ConfigError> {
         config.check()?;
         Ok(Self {
-            pool: BlockPool::new(config.blocks, config.block_size, config.kv_events),
+            pool: BlockPool::new(config.blocks, config.block_size, config.kv_events)
+                .with_host(config.host_blocks),
             sequences: FxHashMap::default(),
             running: Vec::with_capacity(config.max_num_seqs as usize),
             waiting: BTreeSet::new(),
@@ -119,8 +121,8 @@ impl Scheduler {
         }
     }
 
-    /// Changes of the prefix cache since the last call, in order.
-    pub fn take_events(&mut self) -> Vec<Event> {
+    /// Changes of the prefix cache since the last call, in order. They are true once the step formed last is computed.
+    pub fn take_events(&mut self) -> Vec<Event<BlockDigest>> {
         self.pool.take_events()
     }
 
@@ -148,7 +150,12 @@ impl Scheduler {
                 planned.sample = sequence.fill(planned.tokens, block_size, eos, step);
             }
         }
-        !self.planned.is_empty()
+        if self.planned.is_empty() {
+            return false;
+        }
+        self.pool
+            .take_transfers(|transfer| step.copies.push(block_copy(transfer)));
+        true
     }
 
     /// Takes in what the step that was formed last has brought.
@@ -156,6 +163,7 @@ impl Scheduler {
     /// Blocks are published here and not when they are planned: a reader of the KV events may count on them.
     pub fn complete(&mut self, output: &mut StepOutput, now: Duration, outcome: &mut Outcome) {
         outcome.clear();
+        self.pool.transferred();
         let planned = std::mem::take(&mut self.planned);
         for part in &planned {
             // A request that was aborted since is gone, and its sample with it.
@@ -258,18 +266,16 @@ impl Scheduler {
         self.hits.clear();
         self.pool
             .lookup(sequence.reusable_digests(block_size), &mut self.hits);
-        let hits = self.hits.len();
-        let missing = (sequence.tokens.len().div_ceil(block_size) - hits) as u32;
-        if self.pool.free() - self.pool.count_free(&self.hits) < missing {
+        let blocks = sequence.tokens.len().div_ceil(block_size);
+        if !self.pool.admit(&self.hits, blocks, &mut sequence.table) {
             return false;
         }
-        self.pool.hold(&self.hits);
-        sequence.table.extend_from_slice(&self.hits);
-        self.pool.allocate(missing, &mut sequence.table);
-        sequence.admit(hits, block_size, now);
+        sequence.admit(&self.hits, block_size, now, &mut self.pool);
         if sequence.cached_tokens.is_none() {
-            let cached = (hits * block_size) as u32;
+            let cached = (self.hits.len() * block_size) as u32;
             sequence.cached_tokens = Some(cached);
+            let loads = self.hits.iter().filter(|hit| matches!(hit, Hit::Host(_)));
+            sequence.cached_tokens_host = (loads.count() * block_size) as u32;
             if self.config.prefix_cache.is_some() {
                 self.totals.prefix_queries += sequence.prompt_len as u64;
                 self.totals.prefix_hits += u64::from(cached);
@@ -314,6 +320,7 @@ impl Scheduler {
         if appended.first_token_wait.is_some() {
             self.totals.prompt_tokens += sequence.prompt_len as u64;
             self.totals.prompt_tokens_cached += u64::from(cached_tokens);
+            self.totals.prompt_tokens_cached_host += u64::from(sequence.cached_tokens_host);
         }
         outcome
             .report
@@ -382,6 +389,14 @@ impl Outcome {
         self.report.first_token_waits.clear();
         self.report.inter_token_gaps.clear();
     }
+}
+
+fn block_copy(transfer: Transfer) -> BlockCopy {
+    let (from, to) = match transfer {
+        Transfer::Save { from, to } => (BlockPlace::Device(from.0), BlockPlace::Host(to.0)),
+        Transfer::Load { from, to } => (BlockPlace::Host(from.0), BlockPlace::Device(to.0)),
+    };
+    BlockCopy { from, to }
 }
 
 /// The seed of a request that brings none: SplitMix64's finaliser over the engine's seed and the request's number.

@@ -8,7 +8,7 @@
 use tracing::debug;
 
 use crate::backend::{
-    Backend, BackendError, BackendInfo, KvLayout, Step, StepOutput, StepSequence,
+    Backend, BackendError, BackendInfo, KvLayout, SleepLevel, Step, StepOutput, StepSequence,
 };
 
 /// Wraps a backend; everything but [`Backend::allocate`] is passed on.
@@ -41,5 +41,17 @@ impl Backend for WarmedUp {
 
     fn forward(&mut self, step: &Step, out: &mut StepOutput) -> Result<(), BackendError> {
         self.0.forward(step, out)
+    }
+
+    fn sleep(&mut self, level: SleepLevel) -> Result<(), BackendError> {
+        self.0.sleep(level)
+    }
+
+    fn wake(&mut self) -> Result<(), BackendError> {
+        self.0.wake()
+    }
+
+    fn another(&self) -> Result<Box<dyn Backend>, BackendError> {
+        Ok(Box::new(Self(self.0.another()?)))
     }
 }

@@ -14,10 +14,12 @@ use tokio::sync::{mpsc, watch};
 use tracing::{debug, error, info};
 
 use super::handle::{ClosedBy, Command, Shared, SharedStats};
-use super::{EngineHandle, EventSink, Observer};
+use super::progress::Progress;
+use super::{EngineHandle, EventSink, Observer, RequestWatch};
 use crate::backend::{Backend, BackendError, KvLayout, Step, StepOutput};
 use crate::scheduler::{
-    ConfigError, Finish, Outcome, Prepared, Scheduler, SchedulerConfig, SequenceNumber, TokenUpdate,
+    ConfigError, Finish, Outcome, Prepared, RequestReport, Scheduler, SchedulerConfig,
+    SequenceNumber, TokenUpdate,
 };
 
 /// Commands besides the submissions of live requests that may be on their way; a further one waits for its turn.
@@ -50,10 +52,12 @@ pub fn start(
     let layout = KvLayout {
         block_size: config.block_size,
         blocks: config.blocks,
-        host_blocks: 0,
+        host_blocks: config.host_blocks,
     };
-    let scheduler = Scheduler::new(config)?;
+    config.check()?;
+    // What does not fit is refused before books are kept of it.
     backend.allocate(&layout)?;
+    let scheduler = Scheduler::new(config)?;
     let limits = scheduler.queue_limits();
     let shared = Arc::new(Shared {
         intake: scheduler.intake(),
@@ -65,6 +69,7 @@ pub fn start(
         healthy: AtomicBool::new(true),
         stats: SharedStats::default(),
         idle: watch::Sender::new(()),
+        progress: Progress::new(),
     });
     let (sender, commands) = mpsc::channel(limits.live_max() + CONTROL_COMMANDS);
     let engine = Engine {
@@ -108,6 +113,7 @@ struct Client {
     updates: mpsc::Sender<TokenUpdate>,
     closed: Arc<ClosedBy>,
     ticket: u64,
+    watch: Option<Arc<dyn RequestWatch>>,
 }
 
 impl Engine {
@@ -116,6 +122,7 @@ impl Engine {
         self.publish_events();
         self.publish_gauges();
         while self.take_commands() {
+            self.shared.progress.note();
             self.end_leaving();
             self.step();
             self.publish_events();
@@ -149,11 +156,13 @@ impl Engine {
                 updates,
                 closed,
                 ticket,
+                watch,
             } => {
                 let client = Client {
                     updates,
                     closed,
                     ticket,
+                    watch,
                 };
                 self.take_request(*request, client);
             }
@@ -205,6 +214,7 @@ impl Engine {
         for (number, finish) in self.leaving.drain(..) {
             if let Some((update, report)) = self.scheduler.abort(number, finish, now) {
                 self.observer.request_finished(&report);
+                tell_watch(&self.clients, &report);
                 updates.push((number, update));
             }
         }
@@ -235,6 +245,7 @@ impl Engine {
         self.observer.step(&outcome.report);
         for report in &outcome.finished {
             self.observer.request_finished(report);
+            tell_watch(&self.clients, report);
         }
         for (number, update) in outcome.updates.drain(..) {
             self.deliver(number, update);
@@ -306,6 +317,13 @@ impl Drop for HealthGuard {
         if std::thread::panicking() {
             self.0.healthy.store(false, Ordering::Release);
         }
+    }
+}
+
+fn tell_watch(clients: &FxHashMap<SequenceNumber, Client>, report: &RequestReport) {
+    let client = clients.get(&report.number);
+    if let Some(watch) = client.and_then(|client| client.watch.as_ref()) {
+        watch.ended(report);
     }
 }
 

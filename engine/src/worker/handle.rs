@@ -2,9 +2,13 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use std::task::{Context, Poll};
+use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot, watch};
 
+use super::observer::RequestWatch;
+use super::progress::Progress;
 use crate::scheduler::{
     Finish, Intake, NewRequest, Prepared, QueueLimits, Refused, Stats, TokenUpdate,
 };
@@ -34,6 +38,14 @@ pub enum SubmitError {
     /// The request can never run here.
     #[error(transparent)]
     Refused(#[from] Refused),
+    /// The request names a data-parallel rank that this worker does not have.
+    #[error("data-parallel rank {rank} is not one of this worker's {ranks}")]
+    NoSuchRank {
+        /// The rank that was asked for.
+        rank: u32,
+        /// How many there are, from 0.
+        ranks: u32,
+    },
 }
 
 /// What the engine thread is asked to do.
@@ -44,6 +56,7 @@ pub(super) enum Command {
         updates: mpsc::Sender<TokenUpdate>,
         closed: Arc<ClosedBy>,
         ticket: u64,
+        watch: Option<Arc<dyn RequestWatch>>,
     },
     ResetPrefixCache(oneshot::Sender<bool>),
 }
@@ -80,6 +93,7 @@ pub(super) struct Shared {
     pub(super) stats: SharedStats,
     /// Tells waiters that `live` may have become 0.
     pub(super) idle: watch::Sender<()>,
+    pub(super) progress: Progress,
 }
 
 impl EngineHandle {
@@ -96,6 +110,18 @@ impl EngineHandle {
     /// See [`SubmitError`]. The queue counts as full when as many requests wait as may wait, or when so many are
     /// alive that this one would have to wait beyond that bound.
     pub fn submit(&self, request: NewRequest) -> Result<RequestStream, SubmitError> {
+        self.submit_watched(request, None)
+    }
+
+    /// As [`EngineHandle::submit`]; `watch` hears of the request's end.
+    ///
+    /// # Errors
+    /// See [`EngineHandle::submit`].
+    pub fn submit_watched(
+        &self,
+        request: NewRequest,
+        watch: Option<Arc<dyn RequestWatch>>,
+    ) -> Result<RequestStream, SubmitError> {
         let shared = &self.shared;
         if !shared.healthy.load(Ordering::Acquire) {
             return Err(SubmitError::Unhealthy);
@@ -110,6 +136,7 @@ impl EngineHandle {
             updates: sender,
             closed: Arc::clone(&closed),
             ticket: shared.tickets.fetch_add(1, Ordering::AcqRel),
+            watch,
         };
         match self.commands.try_send(command) {
             Ok(()) => {
@@ -141,6 +168,15 @@ impl EngineHandle {
     /// False once the backend failed.
     pub fn is_healthy(&self) -> bool {
         self.shared.healthy.load(Ordering::Acquire)
+    }
+
+    /// How long the engine thread has not been heard of while requests are alive; nothing while none is. A step that
+    /// takes long counts, too, so what is too long depends on the device.
+    pub fn silence(&self) -> Duration {
+        if self.live_requests() == 0 {
+            return Duration::ZERO;
+        }
+        self.shared.progress.silence()
     }
 
     /// The longest context in tokens, prompt and output together.
@@ -205,6 +241,17 @@ impl RequestStream {
         self.updates.recv().await
     }
 
+    /// Adds all updates that are there to `updates`, `limit` at most, and returns their number; waits for the first.
+    /// 0 when none will come any more.
+    pub fn poll_many(
+        &mut self,
+        context: &mut Context<'_>,
+        updates: &mut Vec<TokenUpdate>,
+        limit: usize,
+    ) -> Poll<usize> {
+        self.updates.poll_recv_many(context, updates, limit)
+    }
+
     /// Like [`RequestStream::next`] for callers outside the async runtime: blocks the thread.
     pub fn blocking_next(&mut self) -> Option<TokenUpdate> {
         self.updates.blocking_recv()
@@ -234,6 +281,10 @@ impl<'a> Ticket<'a> {
             limit: limits.waiting,
         };
         let waiting = shared.stats.waiting() as usize;
+        // A thread that had nothing to do was silent for that long; its silence counts from here.
+        if shared.live.load(Ordering::SeqCst) == 0 {
+            shared.progress.note();
+        }
         shared
             .live
             .fetch_update(Ordering::SeqCst, Ordering::SeqCst, |live| {
@@ -278,7 +329,7 @@ impl Shared {
 #[derive(Debug, Default)]
 pub(super) struct SharedStats {
     gauges: [AtomicU32; 4],
-    totals: [AtomicU64; 6],
+    totals: [AtomicU64; 7],
 }
 
 impl SharedStats {
@@ -296,6 +347,7 @@ impl SharedStats {
             stats.prompt_tokens,
             stats.prompt_tokens_cached,
             stats.generated_tokens,
+            stats.prompt_tokens_cached_host,
         ];
         for (cell, value) in self.gauges.iter().zip(gauges) {
             cell.store(value, Ordering::Release);
@@ -319,6 +371,7 @@ impl SharedStats {
             prompt_tokens,
             prompt_tokens_cached,
             generated_tokens,
+            prompt_tokens_cached_host,
         ] = std::array::from_fn(|i| self.totals[i].load(Ordering::Acquire));
         Stats {
             running,
@@ -331,6 +384,7 @@ impl SharedStats {
             prompt_tokens,
             prompt_tokens_cached,
             generated_tokens,
+            prompt_tokens_cached_host,
         }
     }
 }

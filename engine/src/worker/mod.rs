@@ -16,14 +16,18 @@
 mod engine;
 mod handle;
 mod observer;
+mod progress;
+mod ranks;
 #[cfg(test)]
 mod tests;
 
 pub use engine::{StartError, start};
 pub use handle::{EngineHandle, RequestStream, SubmitError};
-pub use observer::{EventSink, Observer};
+pub use observer::{EventSink, Observer, RequestWatch};
+pub use ranks::Ranks;
 
 pub use crate::sample::{SamplingParams, TokenLogprob};
 pub use crate::scheduler::{
-    Finish, NewRequest, RequestReport, SchedulerConfig, Stats, StepReport, Task, TokenUpdate,
+    Finish, NewRequest, Phases, RequestReport, SchedulerConfig, Stats, StepReport, Task,
+    TokenUpdate,
 };

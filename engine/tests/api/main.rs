@@ -10,6 +10,11 @@
 
 mod admin;
 mod answers;
+mod endpoints;
 mod errors;
+mod fleet;
+mod hostile;
 mod lifecycle;
+mod sim;
+mod streaming;
 mod support;

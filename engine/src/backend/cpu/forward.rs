@@ -1,24 +1,19 @@
 //! One step through all layers.
 //!
 //! The residual stream of all the step's tokens is one `[tokens, hidden_size]` buffer. After the last layer only the
-//! rows that sample go on, a few at a time, so that logits need `LOGIT_ROWS * vocab_size` floats however large the
-//! batch is.
+//! rows that somebody asks for go on to [`logits`](super::logits).
 
 use super::attention::{Attention, Tile};
 use super::feed_forward::FeedForward;
 use super::kernels::Isa;
 use super::kv_memory::KvMemory;
+use super::logits::Logits;
 use super::matrix::Store;
 use super::ops::{rms_norm, rms_norm_in_place, rotate};
 use super::team::Team;
 use super::weights::{CpuLayer, CpuWeights};
 use super::{Step, StepOutput};
-use crate::backend::SampleSpec;
 use crate::model::ModelConfig;
-use crate::sample::{History, Sampler};
-
-/// Rows whose logits are computed together.
-const LOGIT_ROWS: usize = 16;
 
 /// Multiply-adds that an element of a cheap operation counts as, in the decision to use more threads.
 pub(super) const ELEMENT_WORK: usize = 8;
@@ -29,7 +24,7 @@ pub(super) struct Forward {
     config: ModelConfig,
     frequencies: Vec<f32>,
     scratch: Scratch,
-    sampler: Sampler,
+    logits: Logits,
 }
 
 /// Buffers over the step's tokens; they grow to the largest step and stay.
@@ -47,10 +42,6 @@ struct Scratch {
     /// `[tokens, heads * head_dim]`.
     attended: Vec<f32>,
     feed_forward: FeedForward,
-    /// `[LOGIT_ROWS, hidden_size]`.
-    last: Vec<f32>,
-    /// `[LOGIT_ROWS, vocab_size]`.
-    logits: Vec<f32>,
 }
 
 /// What every part of a step needs.
@@ -68,7 +59,7 @@ impl Forward {
             frequencies: config.rope_frequencies(),
             config: config.clone(),
             scratch: Scratch::default(),
-            sampler: Sampler::default(),
+            logits: Logits::default(),
         }
     }
 
@@ -94,59 +85,7 @@ impl Forward {
             scratch.attend(&context, layer, index, kv);
             scratch.feed_forward(&context, layer);
         }
-        out.clear();
-        self.sample(team, isa, weights, step, out);
-    }
-
-    /// Norm, head and sampling for the rows that ask for it.
-    fn sample(
-        &mut self,
-        team: &Team,
-        isa: Isa,
-        weights: &CpuWeights,
-        step: &Step,
-        out: &mut StepOutput,
-    ) {
-        let hidden_size = self.config.hidden_size;
-        let vocab_size = weights.head.outputs();
-        let scratch = &mut self.scratch;
-        let rows = step.sequences.iter().filter_map(|sequence| {
-            let sample = sequence.sample?;
-            Some((
-                sequence.tokens.end as usize - 1,
-                &step.samples[sample as usize],
-            ))
-        });
-        let mut rows = rows.peekable();
-        while rows.peek().is_some() {
-            let mut specs: [Option<&SampleSpec>; LOGIT_ROWS] = [None; LOGIT_ROWS];
-            resize(&mut scratch.last, LOGIT_ROWS * hidden_size);
-            resize(&mut scratch.logits, LOGIT_ROWS * vocab_size);
-            let mut count = 0;
-            for ((row, spec), slot) in rows.by_ref().zip(&mut specs) {
-                let hidden = &scratch.hidden[row * hidden_size..(row + 1) * hidden_size];
-                let normed = &mut scratch.last[count * hidden_size..(count + 1) * hidden_size];
-                rms_norm(hidden, &weights.norm, self.config.rms_norm_eps, normed);
-                *slot = Some(spec);
-                count += 1;
-                if count == LOGIT_ROWS {
-                    break;
-                }
-            }
-            let logits = &mut scratch.logits[..count * vocab_size];
-            let last = &scratch.last[..count * hidden_size];
-            weights
-                .head
-                .multiply(team, isa, last, logits, Store::Replace);
-            for (spec, logits) in specs
-                .iter()
-                .flatten()
-                .zip(logits.chunks_exact_mut(vocab_size))
-            {
-                let history = history(step, spec);
-                out.sampled.push(self.sampler.sample(spec, history, logits));
-            }
-        }
+        self.logits.compute(&context, weights, &scratch.hidden, out);
     }
 }
 
@@ -288,15 +227,6 @@ fn norm_rows(team: &Team, config: &ModelConfig, x: &[f32], weight: &[f32], out: 
 
 fn qkv_width(config: &ModelConfig) -> usize {
     (config.heads + 2 * config.kv_heads) * config.head_dim
-}
-
-fn history<'a>(step: &'a Step, spec: &SampleSpec) -> History<'a> {
-    let of = |range: &std::ops::Range<u32>| range.start as usize..range.end as usize;
-    History {
-        prompt: &step.history[of(&spec.prompt)],
-        output: &step.history[of(&spec.output)],
-        banned: &step.banned[of(&spec.banned)],
-    }
 }
 
 /// Exactly `length` elements, whose values are about to be overwritten. Capacity never shrinks.

@@ -20,6 +20,7 @@ mod feed_forward;
 mod forward;
 mod kernels;
 mod kv_memory;
+mod logits;
 mod matrix;
 mod ops;
 mod team;
@@ -27,7 +28,9 @@ mod team;
 mod tests;
 mod weights;
 
-use crate::model::Model;
+use std::sync::Arc;
+
+use crate::model::{Model, ModelConfig};
 
 use self::forward::Forward;
 use self::kernels::{Isa, LANES};
@@ -35,7 +38,7 @@ use self::kv_memory::{KvGeometry, KvMemory};
 use self::team::Team;
 use self::weights::CpuWeights;
 
-use super::{Backend, BackendError, BackendInfo, KvLayout, Step, StepOutput};
+use super::{Backend, BackendError, BackendInfo, KvLayout, SleepLevel, Step, StepOutput};
 
 /// Heads wider than this are refused; it bounds the attention's accumulators on the stack.
 pub const MAX_HEAD_DIM: usize = 256;
@@ -48,10 +51,15 @@ const MAX_THREADS: usize = 1024;
 pub struct CpuBackend {
     info: BackendInfo,
     team: Team,
+    threads: usize,
     isa: Isa,
-    weights: CpuWeights,
+    /// One copy for all data-parallel ranks.
+    weights: Arc<CpuWeights>,
+    config: Arc<ModelConfig>,
     kv: KvMemory,
     forward: Forward,
+    /// As allocated; a backend that wakes up takes the same again.
+    layout: Option<KvLayout>,
 }
 
 impl CpuBackend {
@@ -85,17 +93,25 @@ impl CpuBackend {
                     weights.element()
                 ),
                 kv_bytes_per_token: geometry.bytes_per_block(LANES) / LANES,
+                kv_memory_bytes: None,
             },
-            team: Team::new(threads).map_err(|reason| BackendError::Start {
-                backend: "cpu",
-                reason,
-            })?,
+            team: team(threads)?,
+            threads,
             isa,
-            weights,
+            weights: Arc::new(weights),
+            config: Arc::new(config.clone()),
             kv: KvMemory::new(geometry),
             forward: Forward::new(config),
+            layout: None,
         })
     }
+}
+
+fn team(threads: usize) -> Result<Team, BackendError> {
+    Team::new(threads).map_err(|reason| BackendError::Start {
+        backend: "cpu",
+        reason,
+    })
 }
 
 impl Backend for CpuBackend {
@@ -104,7 +120,22 @@ impl Backend for CpuBackend {
     }
 
     fn allocate(&mut self, layout: &KvLayout) -> Result<(), BackendError> {
+        self.layout = Some(*layout);
         self.kv.allocate(*layout)
+    }
+
+    /// Weights stay packed: repacking takes longer than they are worth, and only their file could replace them.
+    fn sleep(&mut self, level: SleepLevel) -> Result<(), BackendError> {
+        match level {
+            SleepLevel::KeepWeights => self.kv.release(),
+            SleepLevel::DiscardAll => return Err(self.no_sleep(level)),
+        }
+        Ok(())
+    }
+
+    fn wake(&mut self) -> Result<(), BackendError> {
+        self.layout
+            .map_or(Ok(()), |layout| self.kv.allocate(layout))
     }
 
     fn forward(&mut self, step: &Step, out: &mut StepOutput) -> Result<(), BackendError> {
@@ -116,7 +147,24 @@ impl Backend for CpuBackend {
             forward,
             ..
         } = self;
+        for copy in &step.copies {
+            kv.copy(copy);
+        }
         team.run(|| forward.compute(team, *isa, weights, kv, step, out));
         Ok(())
+    }
+
+    fn another(&self) -> Result<Box<dyn Backend>, BackendError> {
+        Ok(Box::new(Self {
+            info: self.info.clone(),
+            team: team(self.threads)?,
+            threads: self.threads,
+            isa: self.isa,
+            weights: Arc::clone(&self.weights),
+            config: Arc::clone(&self.config),
+            kv: KvMemory::new(KvGeometry::new(&self.config)),
+            forward: Forward::new(&self.config),
+            layout: None,
+        }))
     }
 }

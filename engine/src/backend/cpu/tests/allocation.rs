@@ -61,6 +61,7 @@ fn steps_allocate_nothing_after_warm_up() {
         kv_events: false,
         eos_token_ids: vec![],
         seed: 0,
+        ..SchedulerConfig::default()
     };
     let mut scheduler = Scheduler::new(config).unwrap();
     let (mut step, mut output) = (Step::default(), StepOutput::default());
