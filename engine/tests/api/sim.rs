@@ -12,7 +12,7 @@ const AT_ONCE: [&str; 2] = ["--sim-speedup", "inf"];
 
 fn completion(max_tokens: u32) -> Value {
     json!({
-        "model": "demo", "prompt": "The gateway sends each request to the worker that has its prefix.",
+        "model": "demo", "prompt": "The gateway sends each request to the worker that has its prefix. ".repeat(2),
         "max_tokens": max_tokens, "temperature": 0, "ignore_eos": true
     })
 }
@@ -262,4 +262,22 @@ async fn constraints_of_a_request_hold() {
     assert_eq!(values.len(), 5);
     assert!(values.iter().all(|value| value.as_f64().unwrap() < 0.0));
     assert_eq!(logprobs["top_logprobs"][0].as_object().unwrap().len(), 2);
+}
+
+#[tokio::test]
+async fn simulated_ranks_answer_alike_and_share_their_faults() {
+    let flags = ["--sim-speedup", "inf", "--data-parallel-size", "2"];
+    let worker = Worker::start_sim(&flags).await;
+    let mut answers = Vec::new();
+    for rank in ["0", "1"] {
+        let headers = [("x-data-parallel-rank", rank)];
+        let body = completion(20).to_string();
+        let reply = worker.send(Method::POST, "/v1/completions", &headers, body);
+        answers.push(Reply::read(reply.await).await.json());
+    }
+    assert_eq!(answers[0]["choices"], answers[1]["choices"]);
+    assert_eq!(
+        answers[1]["usage"]["prompt_tokens_details"]["cached_tokens"],
+        0
+    );
 }

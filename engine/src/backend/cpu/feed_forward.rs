@@ -114,7 +114,7 @@ impl Buffers {
         mlp.gate_up.multiply(team, isa, x, gate_up, Store::Replace);
         let gate_up = &*gate_up;
         let parts = team.parts(activated.len() * ELEMENT_WORK);
-        Team::split_rows(parts, width, activated, &|first, rows| {
+        team.split_rows(parts, width, activated, &|first, rows| {
             silu_multiply(&gate_up[first * 2 * width..][..2 * rows.len()], width, rows);
         });
         mlp.down.multiply(team, isa, activated, y, store);

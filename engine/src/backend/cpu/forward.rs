@@ -3,7 +3,7 @@
 //! The residual stream of all the step's tokens is one `[tokens, hidden_size]` buffer. After the last layer only the
 //! rows that somebody asks for go on to [`logits`](super::logits).
 
-use super::attention::{Attention, Tile};
+use super::attention::{Attention, Tiles};
 use super::feed_forward::FeedForward;
 use super::kernels::Isa;
 use super::kv_memory::KvMemory;
@@ -30,7 +30,7 @@ pub(super) struct Forward {
 /// Buffers over the step's tokens; they grow to the largest step and stay.
 #[derive(Debug, Default)]
 struct Scratch {
-    tiles: Vec<Tile>,
+    tiles: Tiles,
     cosines: Vec<f32>,
     sines: Vec<f32>,
     /// `[tokens, hidden_size]`, the residual stream.
@@ -99,7 +99,7 @@ impl Scratch {
         resize(&mut self.qkv, tokens * qkv_width(config));
         resize(&mut self.attended, tokens * config.heads * config.head_dim);
         self.feed_forward.prepare(config, tokens);
-        Tile::cut(context.step, &mut self.tiles);
+        self.tiles.cut(context.step);
         let rows = self.hidden.chunks_exact_mut(config.hidden_size);
         for (row, token) in rows.zip(&context.step.tokens) {
             weights.embed(*token, row);
@@ -139,7 +139,7 @@ impl Scratch {
         let half = config.rope.dim / 2;
         let (cosines, sines) = (&self.cosines, &self.sines);
         let parts = team.parts(self.qkv.len() * ELEMENT_WORK);
-        Team::split_rows(parts, qkv_width(config), &mut self.qkv, &|first, rows| {
+        team.split_rows(parts, qkv_width(config), &mut self.qkv, &|first, rows| {
             for (row, qkv) in rows.chunks_exact_mut(qkv_width(config)).enumerate() {
                 let angle = (first + row) * half..(first + row + 1) * half;
                 finish_qkv(config, layer, &cosines[angle.clone()], &sines[angle], qkv);
@@ -219,7 +219,7 @@ fn finish_qkv(
 
 fn norm_rows(team: &Team, config: &ModelConfig, x: &[f32], weight: &[f32], out: &mut [f32]) {
     let parts = team.parts(x.len() * ELEMENT_WORK);
-    Team::split_rows(parts, weight.len(), out, &|first, rows| {
+    team.split_rows(parts, weight.len(), out, &|first, rows| {
         let x = &x[first * weight.len()..][..rows.len()];
         rms_norm(x, weight, config.rms_norm_eps, rows);
     });
