@@ -104,7 +104,10 @@ impl From<PromptError> for ApiError {
 impl From<SubmitError> for ApiError {
     fn from(error: SubmitError) -> Self {
         match error {
-            SubmitError::QueueFull { .. } => Self::overloaded(error.to_string()),
+            SubmitError::QueueFull { retry_after, .. } => Self {
+                retry_after_s: u32::try_from(retry_after.as_secs()).ok(),
+                ..Self::overloaded(error.to_string())
+            },
             SubmitError::Draining | SubmitError::Unhealthy => Self::unavailable(error.to_string()),
             SubmitError::Refused(refused) => Self::from(refused),
         }
@@ -117,6 +120,10 @@ impl From<Refused> for ApiError {
             Refused::PromptTooLong { .. } | Refused::CannotFit { .. } => {
                 Self::bad_request(format!("{refused}; shorten the messages or the prompt"))
             }
+            Refused::PriorityNotEnabled { .. } => Self::new(ErrorBody::bad_request(
+                refused.to_string(),
+                Some("priority"),
+            )),
             Refused::PromptEmpty | Refused::UnknownToken { .. } => {
                 Self::bad_request(refused.to_string())
             }

@@ -106,8 +106,8 @@ impl Generation {
                     ..NewRequest::new(Arc::clone(&id), prompt.clone(), sampling)
                 };
                 let stream = api.engine.submit(request).inspect_err(|error| {
-                    if matches!(error, SubmitError::QueueFull { .. }) {
-                        api.metrics.rejected();
+                    if let SubmitError::QueueFull { bound, .. } = error {
+                        api.metrics.rejected(*bound);
                     }
                 })?;
                 let index = this.choices.len();

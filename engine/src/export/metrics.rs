@@ -23,7 +23,7 @@ use metrics::{Counter, Gauge};
 use metrics_exporter_prometheus::{BuildError, PrometheusHandle};
 use pointsman_proto::series;
 
-use crate::worker::Stats;
+use crate::worker::{QueueBound, Stats};
 pub use observer::MetricsObserver;
 use registry::{KV_EVENT_BATCHES_LOST, Registry};
 
@@ -52,7 +52,8 @@ pub struct MetricsPage {
     waiting: Gauge,
     waiting_for_capacity: Gauge,
     lora: Gauge,
-    rejected: Counter,
+    rejected_for_requests: Counter,
+    rejected_for_tokens: Counter,
     kv_event_batches_lost: Counter,
 }
 
@@ -75,8 +76,11 @@ impl MetricsPage {
     }
 
     /// Counts a request that was refused because the queue was full.
-    pub fn rejected(&self) {
-        self.rejected.increment(1);
+    pub fn rejected(&self, bound: QueueBound) {
+        match bound {
+            QueueBound::Requests => self.rejected_for_requests.increment(1),
+            QueueBound::Tokens => self.rejected_for_tokens.increment(1),
+        }
     }
 
     /// The counter of KV-event batches that were dropped unsent.
@@ -111,7 +115,8 @@ pub fn build(identity: &Identity) -> Result<(MetricsPage, MetricsObserver), Buil
         waiting: waiting.clone(),
         waiting_for_capacity: waiting_for_capacity.clone(),
         lora: registry.lora(),
-        rejected: registry.rejections(&identity.model),
+        rejected_for_requests: registry.rejections(&identity.model, QueueBound::Requests),
+        rejected_for_tokens: registry.rejections(&identity.model, QueueBound::Tokens),
         kv_event_batches_lost: registry.counter(KV_EVENT_BATCHES_LOST, &[]),
     };
     Ok((

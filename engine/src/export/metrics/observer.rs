@@ -144,7 +144,8 @@ impl Observer for MetricsObserver {
         match &report.finish {
             Finish::Stop { .. } => self.finished.stop.increment(1),
             Finish::Length => self.finished.length.increment(1),
-            Finish::Abort => self.finished.abort.increment(1),
+            // vLLM has no reason of its own for a deadline; the engine ended it, and the answer is incomplete.
+            Finish::Abort | Finish::Deadline => self.finished.abort.increment(1),
             Finish::Error(_) => self.finished.error.increment(1),
         }
         self.request.record(report);

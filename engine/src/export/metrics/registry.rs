@@ -7,6 +7,7 @@ use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, Promet
 use pointsman_proto::series;
 
 use super::Identity;
+use crate::worker::QueueBound;
 
 /// Counter of KV-event batches that were dropped because the publisher was behind.
 pub(super) const KV_EVENT_BATCHES_LOST: &str = "pointsman:kv_event_batches_lost_total";
@@ -170,10 +171,10 @@ impl<'a> Registry<'a> {
         )
     }
 
-    pub(super) fn rejections(&self, model: &str) -> Counter {
+    pub(super) fn rejections(&self, model: &str, bound: QueueBound) -> Counter {
         let labels = vec![
             Label::new(series::MODEL_NAME, model.to_owned()),
-            Label::from_static_parts(series::REASON, "max_num_queued_reqs"),
+            Label::from_static_parts(series::REASON, bound.reason()),
         ];
         self.recorder.register_counter(
             &Key::from_parts(series::ADMISSION_REJECTIONS, labels),
