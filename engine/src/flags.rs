@@ -4,14 +4,17 @@
 //! context longer than the model's) is checked where it is known, at start-up. Nothing else in the crate reads
 //! flags or the environment, but for the log filter.
 
+mod fleet;
+
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Parser, ValueEnum};
-use pointsman_proto::block_hash::DEFAULT_SEED;
 
 use crate::export::kv_events::KvEventsConfig;
+use crate::kv::HashAlgorithm;
+pub use fleet::FleetFlags;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -43,11 +46,16 @@ pub struct Flags {
     #[arg(long, value_name = "TOKENS", value_parser = positive(), help_heading = "Model")]
     pub max_model_len: Option<u32>,
 
+    /// Refuse weights that no SHA256SUMS or manifest.json beside them vouches for. Where there is one, it is always
+    /// checked.
+    #[arg(long, help_heading = "Model")]
+    pub require_verified_weights: bool,
+
     /// What computes: `auto` takes the best device that is there.
     #[arg(long, value_enum, default_value_t = BackendName::Auto, help_heading = "Compute")]
     pub backend: BackendName,
 
-    /// Threads of the CPU backend [default: one for each core].
+    /// Threads of the CPU backend, shared out among the ranks [default: one for each core].
     #[arg(long, value_name = "N", value_parser = positive(), help_heading = "Compute")]
     pub threads: Option<u32>,
 
@@ -80,17 +88,33 @@ pub struct Flags {
     #[arg(long, help_heading = "KV cache")]
     pub no_enable_prefix_caching: bool,
 
+    /// How blocks are named: `siphash` (fast; safe among strangers while its seed is secret), vLLM's `sha256_cbor`
+    /// and `sha256` (safe with any seed), `xxhash_cbor` and `xxhash` (for callers who trust one another).
+    #[arg(
+        long,
+        value_enum,
+        value_name = "NAME",
+        default_value_t = HashAlgorithm::default(),
+        help_heading = "KV cache"
+    )]
+    pub prefix_caching_hash_algo: HashAlgorithm,
+
     /// Root of the block hashes. Workers that are to name equal blocks equally need the same one. The
-    /// environment variable PYTHONHASHSEED does the same, as for vLLM.
+    /// environment variable PYTHONHASHSEED does the same, as for vLLM [default: vLLM's for sha256 and
+    /// sha256_cbor, a random one for the others].
     #[arg(
         long,
         env = "PYTHONHASHSEED",
         hide_env = true,
         value_name = "TEXT",
-        default_value = DEFAULT_SEED,
         help_heading = "KV cache"
     )]
-    pub block_hash_seed: String,
+    pub block_hash_seed: Option<String>,
+
+    /// Host memory for blocks that the KV cache has no more room for, from where a later prompt gets them back: a
+    /// number of GiB, or bytes with a unit such as 512MiB. 0 is none.
+    #[arg(long, value_name = "GIB", default_value = "0", value_parser = parse_gib, help_heading = "KV cache")]
+    pub kv_offloading_size: u64,
 
     /// Requests that run at once.
     #[arg(long, value_name = "N", default_value_t = 128, value_parser = positive(), help_heading = "Scheduling")]
@@ -145,6 +169,20 @@ pub struct Flags {
     #[arg(long, value_enum, default_value_t = EventForm::Map, help_heading = "KV events")]
     pub kv_events_form: EventForm,
 
+    /// Name blocks in KV events by integers of 64 bits; `false` sends their whole digests as bytes. The environment
+    /// variable VLLM_KV_EVENTS_USE_INT_BLOCK_HASHES does the same.
+    #[arg(
+        long,
+        env = "VLLM_KV_EVENTS_USE_INT_BLOCK_HASHES",
+        hide_env = true,
+        value_name = "BOOL",
+        default_value = "true",
+        value_parser = parse_bool,
+        action = clap::ArgAction::Set,
+        help_heading = "KV events"
+    )]
+    pub kv_events_int_block_hashes: bool,
+
     /// Address to listen on.
     #[arg(
         long,
@@ -172,7 +210,7 @@ pub struct Flags {
     #[arg(long, value_name = "TIME", default_value = "30s", value_parser = parse_duration, help_heading = "Server")]
     pub drain_timeout: Duration,
 
-    /// Serve POST /reset_prefix_cache. Not for an address that strangers can reach. The environment variable
+    /// Serve what changes the worker's state: /reset_prefix_cache, /abort_requests, /sleep and the like. Not for an address that strangers can reach. The environment variable
     /// VLLM_SERVER_DEV_MODE=1 does the same.
     #[arg(
         long,
@@ -190,9 +228,27 @@ pub struct Flags {
     )]
     pub server_dev_mode: bool,
 
+    /// Keys of which requests to /v1, /v2, /inference and /invocations must bear one, as `Authorization: Bearer
+    /// KEY`; others are answered 401. The environment variable VLLM_API_KEY holds one key.
+    #[arg(
+        long,
+        env = "VLLM_API_KEY",
+        hide_env = true,
+        hide_env_values = true,
+        value_name = "KEY",
+        num_args = 1..,
+        value_parser = clap::builder::NonEmptyStringValueParser::new(),
+        help_heading = "Server"
+    )]
+    pub api_key: Vec<String>,
+
     /// Form of the log on standard error. RUST_LOG sets its filter, such as `debug` or `pointsman_engine=trace`.
-    #[arg(long, value_enum, default_value_t = LogFormat::Text, help_heading = "Log")]
+    #[arg(long, value_enum, default_value_t = LogFormat::Text, help_heading = "Log and traces")]
     pub log_format: LogFormat,
+
+    /// What matters in a fleet.
+    #[command(flatten)]
+    pub fleet: FleetFlags,
 }
 
 /// The values of `--backend`.
@@ -229,6 +285,16 @@ pub enum LogFormat {
     Text,
     /// One JSON object per event.
     Json,
+}
+
+impl ValueEnum for HashAlgorithm {
+    fn value_variants<'a>() -> &'a [Self] {
+        &Self::ALL
+    }
+
+    fn to_possible_value(&self) -> Option<clap::builder::PossibleValue> {
+        Some(clap::builder::PossibleValue::new(self.name()))
+    }
 }
 
 impl Flags {
@@ -281,6 +347,17 @@ fn parse_bytes(text: &str) -> Result<u64, String> {
         .ok_or_else(|| "too large".to_owned())
 }
 
+/// GiB where no unit is given, which is vLLM's unit and may have a fraction; otherwise bytes.
+fn parse_gib(text: &str) -> Result<u64, String> {
+    let Ok(gib) = text.parse::<f64>() else {
+        return parse_bytes(text);
+    };
+    if !(0.0..=1e9).contains(&gib) {
+        return Err("expected a number of GiB, or bytes with a unit".to_owned());
+    }
+    Ok((gib * f64::from(1 << 30)) as u64)
+}
+
 /// A number and a unit of `ms`, `s`, `m` or `h`.
 fn parse_duration(text: &str) -> Result<Duration, String> {
     let (number, unit) = split_number(text);
@@ -331,6 +408,24 @@ mod tests {
     }
 
     #[test]
+    fn the_names_of_vllms_hashes_are_known() {
+        let parse =
+            |flags: &[&str]| Flags::try_parse_from(["engine", "--model", "m"].iter().chain(flags));
+        let algorithm = |name| {
+            let flags = parse(&["--prefix-caching-hash-algo", name]).unwrap();
+            flags.prefix_caching_hash_algo
+        };
+        for known in HashAlgorithm::ALL {
+            assert_eq!(algorithm(known.name()), known);
+        }
+        assert_eq!(algorithm("sha256_cbor"), HashAlgorithm::Sha256Cbor);
+        assert!(parse(&["--prefix-caching-hash-algo", "md5"]).is_err());
+        assert!(parse(&[]).unwrap().kv_events_int_block_hashes);
+        let bytes = parse(&["--kv-events-int-block-hashes", "0"]).unwrap();
+        assert!(!bytes.kv_events_int_block_hashes);
+    }
+
+    #[test]
     fn flags_that_say_no_win_when_last() {
         let parse = |flags: &[&str]| {
             Flags::parse_from(["engine", "--model", "m"].iter().chain(flags)).prefix_caching()
@@ -347,6 +442,10 @@ mod tests {
         assert_eq!(parse_bytes("2G"), Ok(2 << 30));
         assert!(parse_bytes("1.5G").is_err());
         assert!(parse_bytes("99999999999G").is_err());
+        assert_eq!(parse_gib("0"), Ok(0));
+        assert_eq!(parse_gib("1.5"), Ok(3 << 29));
+        assert_eq!(parse_gib("64MiB"), Ok(64 << 20));
+        assert!(parse_gib("-1").is_err() && parse_gib("NaN").is_err() && parse_gib("4T").is_err());
         assert_eq!(parse_duration("500ms"), Ok(Duration::from_millis(500)));
         assert_eq!(parse_duration("2m"), Ok(Duration::from_mins(2)));
         assert!(parse_duration("30").is_err());

@@ -6,31 +6,33 @@
 //! Stopping is [`Server::run`]'s other half.
 
 mod plan;
+mod ranks;
 mod server;
+mod telling;
 mod warm_up;
 
 use std::collections::BTreeMap;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use metrics_exporter_prometheus::BuildError;
-use pointsman_proto::kv_events::{Event, Form};
 use pointsman_proto::prompt::{PromptEncoder, PromptError};
 use tokio::net::TcpListener;
-use tracing::{info, warn};
+use tracing::info;
 
 use crate::api::{ApiConfig, router};
 use crate::backend::{self, BackendError};
-use crate::export::kv_events::{self, KvEventsError, Source};
-use crate::export::metrics::{self, Identity, MetricsPage};
-use crate::flags::{EventForm, Flags};
-use crate::model::{Model, ModelError};
-use crate::worker::{self, EventSink, StartError};
+use crate::export::kv_events::{KvEventsError, Source};
+use crate::export::metrics::{self, Identity};
+use crate::export::requests::RequestRecords;
+use crate::export::spans::TraceError;
+use crate::flags::Flags;
+use crate::model::{Model, ModelError, Verification};
+use crate::worker::{SchedulerConfig, StartError};
 pub use server::Server;
 use server::Summary;
-use warm_up::WarmedUp;
+use telling::Telling;
 
 /// Why a worker does not start or does not go on.
 #[derive(Debug, thiserror::Error)]
@@ -58,9 +60,12 @@ pub enum ServeError {
     /// The KV-event sockets.
     #[error("--kv-events-config: {0}")]
     KvEvents(#[from] KvEventsError),
-    /// The metrics recorder.
-    #[error("metrics: {0}")]
-    Metrics(#[from] BuildError),
+    /// The collector of spans, or what says which are sent.
+    #[error("traces: {0}")]
+    Traces(#[from] TraceError),
+    /// A worker of no ranks.
+    #[error("--data-parallel-size must be at least 1")]
+    NoRank,
     /// The server stopped by itself.
     #[error("http server: {0}")]
     Http(io::Error),
@@ -80,62 +85,94 @@ pub enum ServeError {
 /// See [`ServeError`]; nothing listens after an error.
 pub async fn start(flags: &Flags) -> Result<Server, ServeError> {
     let mut clock = Stopwatch::start();
-    let model = Model::open(&flags.model)?;
+    let mut model = open_model(flags)?;
     let context_tokens = plan::context(flags.max_model_len, model.config.max_position_embeddings)?;
-    let model_ms = clock.lap_ms();
+    model.config.max_model_len = context_tokens as usize;
+    let loaded = clock.lap();
     let encoder = Arc::new(PromptEncoder::load(&flags.model)?);
-    let tokenizer_ms = clock.lap_ms();
-    let threads = flags.threads.unwrap_or(0) as usize;
+    let tokenizer = clock.lap();
+    let threads = plan::threads_per_rank(flags);
     let backend = backend::select(plan::backend(flags.backend), &model, threads)?;
     let info = backend.info().clone();
-    let backend_ms = clock.lap_ms();
+    let packed = clock.lap();
     let config = plan::scheduler(flags, &model, &info, context_tokens);
-    let (page, observer) = metrics::build(&Identity {
-        model: flags.model_names().swap_remove(0),
-        block_size: config.block_size,
-        blocks: config.blocks,
-        prefix_caching: config.prefix_cache.is_some(),
-        context_tokens,
-    })?;
-    let (sink, sources) = event_sink(flags, &page).await?;
-    let (blocks, block_size) = (config.blocks, config.block_size);
-    let (engine, thread) = worker::start(
-        config,
-        Box::new(WarmedUp(backend)),
-        sink,
-        Box::new(observer),
-    )?;
-    let kv_ms = clock.lap_ms();
-    let api = api_config(flags, &model, sources);
-    let router = router(engine.clone(), encoder, page.clone(), api);
+    let (page, observers) = metrics::build(&identity(flags, &config));
+    let engines = ranks::start(flags, &config, backend, observers, &page).await?;
+    let kv = clock.lap();
+    let telling = Telling::start(flags, &page)?;
+    let api = api_config(flags, &model, engines.sources, telling.records.clone());
+    let router = router(engines.ranks.clone(), encoder, page.clone(), api);
     let asked = SocketAddr::new(flags.host, flags.port);
     let (listener, address) = listen(asked).await?;
     let summary = Summary {
         model: flags.model_names().swap_remove(0),
         backend: info,
-        blocks,
-        block_size,
+        ranks: flags.fleet.data_parallel_size,
+        blocks: config.blocks,
+        block_size: config.block_size,
         context_tokens,
-        model_ms,
-        tokenizer_ms,
-        backend_ms,
-        kv_ms,
-        total_ms: clock.total_ms(),
+        parts: [
+            ("model", loaded),
+            ("tokenizer", tokenizer),
+            ("backend", packed),
+            ("kv", kv),
+            ("total", clock.total()),
+        ],
     };
-    let drain_timeout = flags.drain_timeout;
+    for (part, took) in summary.parts {
+        page.start_took(part, took);
+    }
     Ok(Server {
         listener,
         address,
         router,
-        engine,
-        metrics: page,
-        thread,
-        drain_timeout,
+        engine: engines.ranks,
+        threads: engines.threads,
+        telling,
+        drain_timeout: flags.drain_timeout,
         summary,
     })
 }
 
-fn api_config(flags: &Flags, model: &Model, sources: BTreeMap<String, Source>) -> ApiConfig {
+/// Opens the folder, and says so when its files were checked against a manifest.
+fn open_model(flags: &Flags) -> Result<Model, ModelError> {
+    let verification = if flags.require_verified_weights {
+        Verification::Required
+    } else {
+        Verification::WherePossible
+    };
+    let model = Model::open_with(&flags.model, verification)?;
+    if let Some(verified) = model.verified {
+        info!(
+            files = verified.files,
+            bytes = verified.bytes,
+            seconds = verified.took.as_secs_f64(),
+            "weights verified"
+        );
+    }
+    Ok(model)
+}
+
+fn identity(flags: &Flags, config: &SchedulerConfig) -> Identity {
+    Identity {
+        model: flags.model_names().swap_remove(0),
+        ranks: flags.fleet.data_parallel_size,
+        block_size: config.block_size,
+        blocks: config.blocks,
+        host_blocks: config.host_blocks,
+        prefix_caching: config.prefix_cache.is_some(),
+        hash_algorithm: flags.prefix_caching_hash_algo.name().to_owned(),
+        context_tokens: config.max_model_len,
+        legacy_names: flags.fleet.legacy_metric_names,
+    }
+}
+
+fn api_config(
+    flags: &Flags,
+    model: &Model,
+    sources: BTreeMap<String, Source>,
+    requests: Option<RequestRecords>,
+) -> ApiConfig {
     let now = SystemTime::now().duration_since(UNIX_EPOCH);
     ApiConfig {
         model_names: flags.model_names(),
@@ -143,44 +180,14 @@ fn api_config(flags: &Flags, model: &Model, sources: BTreeMap<String, Source>) -
         defaults: model.generation.clone(),
         body_bytes_max: usize::try_from(flags.max_request_body_bytes).unwrap_or(usize::MAX),
         dev_mode: flags.server_dev_mode,
+        stall_timeout: flags.fleet.engine_stall_timeout,
+        request_id_headers: flags.fleet.enable_request_id_headers,
+        access_log: flags.fleet.access_log,
+        requests,
         kv_event_sources: sources,
         created: now.unwrap_or_default().as_secs(),
+        api_keys: flags.api_key.clone(),
     }
-}
-
-/// Where KV events go, and what `/kv_event_sources` says of it.
-async fn event_sink(
-    flags: &Flags,
-    page: &MetricsPage,
-) -> Result<(Box<dyn EventSink>, BTreeMap<String, Source>), ServeError> {
-    let config = flags
-        .kv_events_config
-        .as_ref()
-        .filter(|config| config.publishes());
-    let Some(config) = config else {
-        return Ok((Box::new(NoEvents), BTreeMap::new()));
-    };
-    if !flags.prefix_caching() {
-        warn!("prefix caching is off, so there will be no kv events");
-    }
-    let form = match flags.kv_events_form {
-        EventForm::Map => Form::Map,
-        EventForm::Array => Form::Array,
-    };
-    let (sink, source) = kv_events::start(config, form, page.kv_event_batches_lost()).await?;
-    info!(
-        endpoint = source.endpoint,
-        replay_endpoint = source.replay_endpoint,
-        "kv events"
-    );
-    Ok((Box::new(sink), BTreeMap::from([("0".to_owned(), source)])))
-}
-
-/// The sink of a worker without KV events.
-struct NoEvents;
-
-impl EventSink for NoEvents {
-    fn publish(&mut self, _events: Vec<Event>) {}
 }
 
 async fn listen(asked: SocketAddr) -> Result<(TcpListener, SocketAddr), ServeError> {
@@ -208,14 +215,13 @@ impl Stopwatch {
         }
     }
 
-    /// Milliseconds since the last call.
-    fn lap_ms(&mut self) -> u64 {
+    /// Since the last call.
+    fn lap(&mut self) -> Duration {
         let now = Instant::now();
-        let lap = now - std::mem::replace(&mut self.lap, now);
-        lap.as_millis() as u64
+        now - std::mem::replace(&mut self.lap, now)
     }
 
-    fn total_ms(&self) -> u64 {
-        self.started.elapsed().as_millis() as u64
+    fn total(&self) -> Duration {
+        self.started.elapsed()
     }
 }

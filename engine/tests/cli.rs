@@ -5,15 +5,22 @@
     reason = "a test fails by panicking, in its helpers as well"
 )]
 
+use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
+
+use clap::CommandFactory;
+use pointsman_engine::flags::Flags;
+use serde_json::{Value, json};
 
 fn engine() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_engine"));
     command
         .env_remove("RUST_LOG")
         .env_remove("VLLM_SERVER_DEV_MODE")
+        .env_remove("OTEL_EXPORTER_OTLP_ENDPOINT")
+        .env_remove("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
         .env_remove("PYTHONHASHSEED");
     command
 }
@@ -215,4 +222,89 @@ fn a_second_signal_does_not_wait_for_running_requests() {
     worker.signal("-INT");
     let (code, log) = worker.wait();
     assert_eq!(code, Some(130), "{log}");
+}
+
+/// The README's words that look like flags, from the first column of its table or from anywhere.
+fn flags_of_readme(first_column: bool) -> BTreeSet<String> {
+    let readme = include_str!("../README.md");
+    let lines = readme.lines().filter(|line| {
+        let in_table = line.starts_with("| `--");
+        in_table == first_column
+    });
+    let texts = lines.map(|line| match first_column {
+        true => line.split('|').nth(1).unwrap_or_default(),
+        false => line,
+    });
+    texts
+        .flat_map(|text| text.split('`'))
+        .filter(|word| word.starts_with("--"))
+        .map(str::to_owned)
+        .collect()
+}
+
+#[test]
+fn the_readme_names_every_flag_and_no_other() {
+    let command = Flags::command();
+    let flags = command.get_arguments().filter_map(|flag| flag.get_long());
+    let flags: BTreeSet<String> = flags
+        .filter(|name| !["help", "version"].contains(name))
+        .map(|name| format!("--{name}"))
+        .collect();
+    let table = flags_of_readme(true);
+    let missing: Vec<_> = flags.difference(&table).collect();
+    assert!(missing.is_empty(), "not in engine/README.md: {missing:?}");
+    let named: BTreeSet<String> = table.union(&flags_of_readme(false)).cloned().collect();
+    let unknown: Vec<_> = named.difference(&flags).collect();
+    assert!(unknown.is_empty(), "engine has no {unknown:?}");
+}
+
+#[test]
+fn a_request_that_ended_is_one_line_with_stable_fields() {
+    use std::io::Write;
+
+    let worker = Worker::start(&["--enable-log-requests", "--access-log"]);
+    let body = "{\"prompt\":[5,6,7],\"max_tokens\":3,\"ignore_eos\":true}";
+    let mut connection = std::net::TcpStream::connect(&worker.address).unwrap();
+    write!(
+        connection,
+        "POST /v1/completions HTTP/1.1\r\nhost: engine\r\nconnection: close\r\nx-request-id: r-1\r\n\
+         x-session-id: s-1\r\ncontent-length: {}\r\n\r\n{body}",
+        body.len()
+    )
+    .unwrap();
+    let mut answer = String::new();
+    connection.read_to_string(&mut answer).unwrap();
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    worker.signal("-TERM");
+    let (code, log) = worker.wait();
+    assert_eq!(code, Some(0), "{log}");
+    let line = |message: &str| {
+        let lines = log.lines().map(|line| serde_json::from_str(line).unwrap());
+        let mut lines = lines.filter(|line: &Value| line["fields"]["message"] == message);
+        let line = lines.next().unwrap_or_else(|| panic!("no {message:?} in {log}"));
+        assert!(lines.next().is_none(), "two of {message:?} in {log}");
+        line["fields"].clone()
+    };
+    let ended = line("request ended");
+    for (field, value) in [
+        ("id", json!("cmpl-r-1")),
+        ("session", json!("s-1")),
+        ("rank", json!(0)),
+        ("finish", json!("length")),
+        ("prompt_tokens", json!(3)),
+        ("cached_tokens", json!(0)),
+        ("generated_tokens", json!(3)),
+        ("max_tokens", json!(3)),
+        ("preemptions", json!(0)),
+    ] {
+        assert_eq!(ended[field], value, "{field} of {ended}");
+    }
+    for field in ["queue_ms", "prefill_ms", "decode_ms", "total_ms"] {
+        assert!(ended[field].is_f64(), "{field} of {ended}");
+    }
+    let served = line("http request");
+    assert_eq!(
+        (&served["path"], &served["status"], &served["id"]),
+        (&json!("/v1/completions"), &json!(200), &json!("r-1"))
+    );
 }

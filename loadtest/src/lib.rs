@@ -6,6 +6,7 @@
 //! - [`client`]: a streaming OpenAI client that takes the times where a user would feel them.
 //! - [`demo`]: `cargo demo`, the same chats with round robin and with epp, side by side.
 //! - [`overhead`]: what epp costs, in CPU and in time, through the same Envoy with and without it.
+//! - [`engine_bench`]: how fast the worker is, beside the engines that people run today.
 //!
 //! The client reads JSON with its own small types and not with those of `pointsman-proto`: what measures a server
 //! must not share its mistakes.
@@ -14,5 +15,6 @@ pub mod chats;
 pub mod client;
 mod console;
 pub mod demo;
+pub mod engine_bench;
 pub mod overhead;
 pub mod stack;

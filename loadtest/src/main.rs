@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use pointsman_loadtest::{demo, overhead};
+use pointsman_loadtest::{demo, engine_bench, overhead};
 
 /// Starts the Pointsman stack on this machine and measures it.
 #[derive(Debug, Parser)]
@@ -19,6 +19,8 @@ enum Command {
     Demo(demo::DemoOptions),
     /// What epp costs: CPU a request, added latency, CPU when idle. The last line is one JSON object.
     Overhead(overhead::OverheadOptions),
+    /// The worker's speed beside llama.cpp and transformers. The last line is one JSON object.
+    EngineBench(engine_bench::EngineBenchOptions),
 }
 
 #[tokio::main]
@@ -27,6 +29,7 @@ async fn main() -> ExitCode {
     match arguments.command {
         Command::Demo(options) => demo::run(options).await,
         Command::Overhead(options) => overhead::run(options).await,
+        Command::EngineBench(options) => engine_bench::run(options).await,
     }
 }
 
@@ -51,7 +54,7 @@ mod tests {
         let parsed = Arguments::try_parse_from(without_separator(arguments)).unwrap();
         match parsed.command {
             Command::Demo(options) => options.check,
-            Command::Overhead(_) => panic!("another command"),
+            _ => panic!("another command"),
         }
     }
 

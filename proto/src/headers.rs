@@ -98,6 +98,8 @@ pub const REQUEST_ID: &str = "x-request-id";
 pub const DATA_PARALLEL_RANK: &str = "x-data-parallel-rank";
 /// The request's priority; it wins over the body's field.
 pub const VLLM_PRIORITY: &str = "x-vllm-priority";
+/// Milliseconds that the request has, as Envoy tells its upstreams where a route has a timeout.
+pub const EXPECTED_TIMEOUT_MS: &str = "x-envoy-expected-rq-timeout-ms";
 /// `text` or `json`: asks for [`ENDPOINT_LOAD_METRICS`] in the response.
 pub const ENDPOINT_LOAD_METRICS_FORMAT: &str = "endpoint-load-metrics-format";
 /// Where a decode worker fetches the prefill from.

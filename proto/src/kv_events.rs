@@ -56,7 +56,7 @@ use crate::block_hash::BlockDigest;
 
 pub use batch::{Batch, DecodeError, Decoded, decode};
 pub use decode::{GroupEvent, Skip, Skipped};
-pub use encode::{Form, encode};
+pub use encode::{Form, HashForm, encode, encode_digests};
 
 /// Payloads above this many bytes are refused unread. A step of 8,192 tokens takes some 40 KiB.
 pub const MAX_PAYLOAD_BYTES: usize = 16 << 20;
@@ -143,12 +143,15 @@ impl Medium {
 }
 
 /// Consecutive blocks of one prompt entered the cache.
+///
+/// `H` is how a block is named: readers know it by an [`EngineHash`], the engine that made it by its
+/// whole [`BlockDigest`].
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub struct BlockStored {
+pub struct BlockStored<H = EngineHash> {
     /// The new blocks, in prompt order.
-    pub block_hashes: Vec<EngineHash>,
+    pub block_hashes: Vec<H>,
     /// The block before the first of them; none at the start of a prompt.
-    pub parent: Option<EngineHash>,
+    pub parent: Option<H>,
     /// Token ids of all the blocks together.
     pub token_ids: Vec<u32>,
     /// Tokens per block; never 0 in a decoded event.
@@ -172,31 +175,54 @@ pub struct BlockStored {
 
 /// Blocks left the cache.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub struct BlockRemoved {
+pub struct BlockRemoved<H = EngineHash> {
     /// The blocks, in the order of their eviction.
-    pub block_hashes: Vec<EngineHash>,
+    pub block_hashes: Vec<H>,
     /// Where they lay.
     pub medium: Medium,
 }
 
 /// One change of a worker's prefix cache.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub enum Event {
+pub enum Event<H = EngineHash> {
     /// See [`BlockStored`].
-    BlockStored(BlockStored),
+    BlockStored(BlockStored<H>),
     /// See [`BlockRemoved`].
-    BlockRemoved(BlockRemoved),
+    BlockRemoved(BlockRemoved<H>),
     /// The cache is empty. A worker sends it when it starts, too.
     AllBlocksCleared,
 }
 
+impl<H> Event<H> {
+    /// The same event with each block's name replaced.
+    pub fn map_hashes<T>(self, name: impl Fn(H) -> T) -> Event<T> {
+        match self {
+            Self::BlockStored(stored) => Event::BlockStored(BlockStored {
+                block_hashes: stored.block_hashes.into_iter().map(&name).collect(),
+                parent: stored.parent.map(name),
+                token_ids: stored.token_ids,
+                block_size: stored.block_size,
+                lora_name: stored.lora_name,
+                medium: stored.medium,
+                cache_salt: stored.cache_salt,
+                extras: stored.extras,
+            }),
+            Self::BlockRemoved(removed) => Event::BlockRemoved(BlockRemoved {
+                block_hashes: removed.block_hashes.into_iter().map(name).collect(),
+                medium: removed.medium,
+            }),
+            Self::AllBlocksCleared => Event::AllBlocksCleared,
+        }
+    }
+}
+
 /// What one scheduler step changed.
 #[derive(Clone, PartialEq, Debug)]
-pub struct EventBatch {
+pub struct EventBatch<H = EngineHash> {
     /// Unix time of the step in seconds.
     pub timestamp_s: f64,
     /// The changes, in the order in which they happened.
-    pub events: Vec<Event>,
+    pub events: Vec<Event<H>>,
     /// The data-parallel rank that made them.
     pub data_parallel_rank: Option<u32>,
 }

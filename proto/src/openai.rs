@@ -11,7 +11,9 @@
 
 mod chat;
 mod completion;
+mod embeddings;
 mod error;
+mod generate;
 mod logprobs;
 mod models;
 mod shared;
@@ -27,9 +29,14 @@ pub use completion::{
     CompletionChoice, CompletionChunk, CompletionChunkChoice, CompletionPrompt, CompletionRequest,
     CompletionResponse,
 };
+pub use embeddings::{Embedding, EmbeddingData, EmbeddingRequest, EmbeddingResponse};
 pub use error::{ErrorBody, ErrorDetail, PromptShapeError};
+pub use generate::{
+    GenerateChoice, GenerateChunk, GenerateChunkChoice, GenerateLogprobs, GenerateRequest,
+    GenerateResponse, GenerateTokenLogprob,
+};
 pub use logprobs::{ChatLogprobs, ChatTokenLogprob, ChatTopLogprob, CompletionLogprobs};
-pub use models::{ModelCard, ModelList};
+pub use models::{ModelCard, ModelList, ModelPermission};
 pub use shared::{
     CompletionTokensDetails, FinishReason, PromptTokensDetails, StopReason, StreamOptions,
     StringOrArray, Usage,

@@ -18,8 +18,10 @@ pub const MODEL_NAME: &str = "model_name";
 pub const ENGINE: &str = "engine";
 /// Label: why a request waits, ended early or was refused.
 pub const REASON: &str = "reason";
-/// Label: how a request finished: `stop`, `length`, `abort` or `error`.
+/// Label: how a request finished: `stop`, `length`, `abort`, `error` or `repetition`.
 pub const FINISHED_REASON: &str = "finished_reason";
+/// Label of [`ENGINE_SLEEP_STATE`]: `awake`, `weights_offloaded` or `discard_all`.
+pub const SLEEP_STATE: &str = "sleep_state";
 /// Label: where a prompt token's KV came from.
 pub const SOURCE: &str = "source";
 /// Label of [`CACHE_CONFIG_INFO`]: tokens per block.
@@ -52,6 +54,8 @@ pub const LORA_REQUESTS_INFO: &str = "vllm:lora_requests_info";
 
 /// Gauge: waiting requests by [`REASON`], `capacity` or `deferred`.
 pub const NUM_REQUESTS_WAITING_BY_REASON: &str = "vllm:num_requests_waiting_by_reason";
+/// Gauge: 1 for the [`SLEEP_STATE`] that the engine is in, 0 for the others.
+pub const ENGINE_SLEEP_STATE: &str = "vllm:engine_sleep_state";
 /// Counter: prompt tokens looked up in the prefix cache.
 pub const PREFIX_CACHE_QUERIES: &str = "vllm:prefix_cache_queries_total";
 /// Counter: prompt tokens found in the prefix cache.
@@ -65,6 +69,9 @@ pub const PROMPT_TOKENS: &str = "vllm:prompt_tokens_total";
 pub const PROMPT_TOKENS_BY_SOURCE: &str = "vllm:prompt_tokens_by_source_total";
 /// Counter: prompt tokens that were not computed.
 pub const PROMPT_TOKENS_CACHED: &str = "vllm:prompt_tokens_cached_total";
+/// Counter: prompt tokens that were not computed by [`SOURCE`]: the memory in which their KV lay, `device`, `host`
+/// and others.
+pub const PROMPT_TOKENS_CACHED_BY_SOURCE: &str = "vllm:prompt_tokens_cached_by_source_total";
 /// Counter: generated tokens.
 pub const GENERATION_TOKENS: &str = "vllm:generation_tokens_total";
 /// Counter: finished requests by [`FINISHED_REASON`]; aborted ones count, too.
@@ -95,9 +102,46 @@ pub const REQUEST_PROMPT_TOKENS: &str = "vllm:request_prompt_tokens";
 pub const REQUEST_GENERATION_TOKENS: &str = "vllm:request_generation_tokens";
 /// Histogram: the `max_tokens` a request asked for.
 pub const REQUEST_PARAMS_MAX_TOKENS: &str = "vllm:request_params_max_tokens";
+/// Histogram: generated tokens of the longest choice of a prompt.
+pub const REQUEST_MAX_NUM_GENERATION_TOKENS: &str = "vllm:request_max_num_generation_tokens";
+/// Histogram: the `n` a request asked for.
+pub const REQUEST_PARAMS_N: &str = "vllm:request_params_n";
 /// Histogram: prompt tokens of a request that were computed rather than found in the cache.
 pub const REQUEST_PREFILL_KV_COMPUTED_TOKENS: &str = "vllm:request_prefill_kv_computed_tokens";
 /// Histogram: how often a request was preempted.
 pub const REQUEST_NUM_PREEMPTIONS: &str = "vllm:request_num_preemptions";
 /// Histogram, in spite of its name: tokens computed in one scheduler step.
 pub const ITERATION_TOKENS_TOTAL: &str = "vllm:iteration_tokens_total";
+
+/// Names that vLLM has dropped and that consumers of the field still read.
+pub mod legacy {
+    /// Now [`KV_CACHE_USAGE_PERC`](super::KV_CACHE_USAGE_PERC).
+    pub const GPU_CACHE_USAGE_PERC: &str = "vllm:gpu_cache_usage_perc";
+    /// Now [`PREFIX_CACHE_QUERIES`](super::PREFIX_CACHE_QUERIES).
+    pub const GPU_PREFIX_CACHE_QUERIES: &str = "vllm:gpu_prefix_cache_queries_total";
+    /// Now [`PREFIX_CACHE_HITS`](super::PREFIX_CACHE_HITS).
+    pub const GPU_PREFIX_CACHE_HITS: &str = "vllm:gpu_prefix_cache_hits_total";
+    /// Now [`INTER_TOKEN_LATENCY_SECONDS`](super::INTER_TOKEN_LATENCY_SECONDS).
+    pub const TIME_PER_OUTPUT_TOKEN_SECONDS: &str = "vllm:time_per_output_token_seconds";
+}
+
+/// The HTTP server's own series, which have neither model nor engine label. They are those of
+/// prometheus-fastapi-instrumentator, which vLLM's server uses.
+pub mod http {
+    /// Label: the route that answered, `none` for a path without one.
+    pub const HANDLER: &str = "handler";
+    /// Label: the request's method.
+    pub const METHOD: &str = "method";
+    /// Label: the answer's class of status, such as `2xx`.
+    pub const STATUS: &str = "status";
+    /// Counter of requests by [`HANDLER`], [`METHOD`] and [`STATUS`].
+    pub const REQUESTS: &str = "http_requests_total";
+    /// Histogram: seconds from a request's head to the end of its answer, by [`HANDLER`] and [`METHOD`].
+    pub const REQUEST_DURATION_SECONDS: &str = "http_request_duration_seconds";
+    /// Histogram: the same seconds in finer buckets and without labels.
+    pub const REQUEST_DURATION_HIGHR_SECONDS: &str = "http_request_duration_highr_seconds";
+    /// Summary of declared lengths of request bodies by [`HANDLER`].
+    pub const REQUEST_SIZE_BYTES: &str = "http_request_size_bytes";
+    /// Summary of bytes of response bodies by [`HANDLER`].
+    pub const RESPONSE_SIZE_BYTES: &str = "http_response_size_bytes";
+}

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use axum::Json;
-use axum::extract::State;
-use axum::http::{StatusCode, Uri, header};
+use axum::extract::{Path, State};
+use axum::http::{Method, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
 use pointsman_proto::openai::{ErrorBody, ModelCard, ModelList};
 use pointsman_proto::series;
@@ -13,9 +13,12 @@ use serde_json::{Value, json};
 use super::Api;
 use super::error::ApiError;
 
-/// 200 while the worker takes requests, 503 while it drains or after its backend failed; never a body.
+/// 200 while the worker takes requests, 503 while it drains, after its backend failed, or while a step hangs; never a
+/// body.
 pub(super) async fn health(State(api): State<Arc<Api>>) -> StatusCode {
-    if api.engine.is_healthy() && !api.engine.is_draining() {
+    let limit = api.config.stall_timeout;
+    let stalled = !limit.is_zero() && api.engine.silence() > limit;
+    if api.engine.is_healthy() && !api.engine.is_draining() && !stalled {
         StatusCode::OK
     } else {
         StatusCode::SERVICE_UNAVAILABLE
@@ -29,11 +32,13 @@ pub(super) async fn version() -> Json<Value> {
 
 /// The Prometheus page.
 pub(super) async fn metrics(State(api): State<Arc<Api>>) -> Response {
-    // Live requests that are in neither gauge are on their way to the engine thread.
-    let live = api.engine.live_requests();
-    let stats = api.engine.stats();
-    let seen = stats.running as usize + stats.waiting as usize;
-    let page = api.metrics.render(&stats, live.saturating_sub(seen) as u32);
+    let page = api.metrics.render(api.engine.iter().map(|rank| {
+        // Live requests that are in neither gauge are on their way to the engine thread.
+        let live = rank.live_requests();
+        let stats = rank.stats();
+        let seen = stats.running as usize + stats.waiting as usize;
+        (stats, live.saturating_sub(seen) as u32)
+    }));
     ([(header::CONTENT_TYPE, series::CONTENT_TYPE)], page).into_response()
 }
 
@@ -44,14 +49,23 @@ pub(super) async fn load(State(api): State<Arc<Api>>) -> Json<Value> {
 
 /// The served names, all of them for the one model.
 pub(super) async fn models(State(api): State<Arc<Api>>) -> Json<ModelList> {
+    let names = api.config.model_names.iter();
+    Json(ModelList::new(names.map(|name| card(&api, name)).collect()))
+}
+
+/// One of the served names; the name may hold slashes, as those of model hubs do.
+pub(super) async fn model(
+    State(api): State<Arc<Api>>,
+    Path(name): Path<String>,
+) -> Result<Json<ModelCard>, ApiError> {
+    let name = api.model(Some(&name))?;
+    Ok(Json(card(&api, &name)))
+}
+
+fn card(api: &Api, name: &str) -> ModelCard {
     let root = api.config.model_root.display().to_string();
     let max_model_len = api.engine.max_model_len();
-    let card = |name: &String| {
-        ModelCard::base(name, api.config.created, "pointsman", &root, max_model_len)
-    };
-    Json(ModelList::new(
-        api.config.model_names.iter().map(card).collect(),
-    ))
+    ModelCard::base(name, api.config.created, "pointsman", &root, max_model_len)
 }
 
 /// Where KV events are published; 404 where they are not.
@@ -63,15 +77,18 @@ pub(super) async fn kv_event_sources(State(api): State<Arc<Api>>) -> Result<Resp
     Ok(Json(&api.config.kv_event_sources).into_response())
 }
 
-/// Forgets all cached prefixes, unless a request is using blocks.
-pub(super) async fn reset_prefix_cache(State(api): State<Arc<Api>>) -> Json<Value> {
-    Json(json!({ "success": api.engine.reset_prefix_cache().await }))
-}
-
 /// Everything else.
 pub(super) async fn not_found(uri: Uri) -> ApiError {
     ApiError::new(ErrorBody::not_found(format!(
         "there is nothing at {}",
+        uri.path()
+    )))
+}
+
+/// Something is there, but not for this method.
+pub(super) async fn method_not_allowed(method: Method, uri: Uri) -> ApiError {
+    ApiError::new(ErrorBody::method_not_allowed(format!(
+        "{} does not take {method}",
         uri.path()
     )))
 }

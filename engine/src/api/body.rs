@@ -5,6 +5,7 @@
 //! vLLM ignores it, unless ignoring it would give another answer than was asked for: those are refused by name.
 
 use std::collections::HashMap;
+use std::time::Duration;
 
 use axum::body::Body;
 use axum::http::{HeaderMap, header};
@@ -16,6 +17,9 @@ use serde_json::Value;
 use serde_json::value::RawValue;
 
 use super::error::ApiError;
+
+/// How long a client may take to send the next piece of its body; a connection must not wait for ever.
+const READ_TIMEOUT: Duration = Duration::from_mins(1);
 
 /// Reads a body of at most `limit` bytes; a longer one is refused with 413, unread where its length is declared.
 pub(super) async fn read(headers: &HeaderMap, body: Body, limit: usize) -> Result<Bytes, ApiError> {
@@ -35,7 +39,17 @@ pub(super) async fn read(headers: &HeaderMap, body: Body, limit: usize) -> Resul
     }
     let mut chunks = body.into_data_stream();
     let mut bytes = BytesMut::new();
-    while let Some(chunk) = chunks.next().await {
+    loop {
+        let Ok(chunk) = tokio::time::timeout(READ_TIMEOUT, chunks.next()).await else {
+            let message = format!(
+                "the request body did not go on for {} s",
+                READ_TIMEOUT.as_secs()
+            );
+            return Err(ApiError::new(ErrorBody::request_timeout(message)));
+        };
+        let Some(chunk) = chunk else {
+            return Ok(bytes.freeze());
+        };
         let chunk = chunk.map_err(|error| {
             ApiError::bad_request(format!("the request body could not be read: {error}"))
         })?;
@@ -44,7 +58,6 @@ pub(super) async fn read(headers: &HeaderMap, body: Body, limit: usize) -> Resul
         }
         bytes.extend_from_slice(&chunk);
     }
-    Ok(bytes.freeze())
 }
 
 /// Parses a JSON body. The error says where it is wrong, and in which field if in one.

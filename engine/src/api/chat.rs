@@ -48,7 +48,7 @@ pub(super) async fn handle(
 }
 
 /// Everything that needs no engine: parse, check, encode.
-fn prepare(
+pub(super) fn prepare(
     api: &Api,
     headers: &HeaderMap,
     body: &[u8],

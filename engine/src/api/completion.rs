@@ -59,16 +59,16 @@ pub(super) async fn handle(
 }
 
 /// A request, as far as it goes without the engine.
-struct Prepared {
-    head: Head,
-    prompts: Vec<Vec<u32>>,
+pub(super) struct Prepared {
+    pub(super) head: Head,
+    pub(super) prompts: Vec<Vec<u32>>,
     /// The text of each prompt if the answer is to begin with it, or nothing.
     echo: Vec<String>,
-    checked: Checked,
+    pub(super) checked: Checked,
 }
 
 impl Prepared {
-    fn new(api: &Api, headers: &HeaderMap, body: &[u8]) -> Result<Self, ApiError> {
+    pub(super) fn new(api: &Api, headers: &HeaderMap, body: &[u8]) -> Result<Self, ApiError> {
         let request: CompletionRequest = body::parse(body)?;
         body::refuse_unsupported(body)?;
         let model = api.model(request.model.as_deref())?;

@@ -9,7 +9,7 @@ use axum::response::{IntoResponse, Response};
 use pointsman_proto::openai::{ErrorBody, PromptShapeError};
 use pointsman_proto::prompt::PromptError;
 
-use crate::scheduler::Refused;
+use crate::scheduler::{Finish, Refused};
 use crate::worker::SubmitError;
 
 /// Seconds after which a refused client may ask again. A queue moves within a second; a draining worker never
@@ -65,6 +65,20 @@ impl ApiError {
         Self::new(ErrorBody::internal(message))
     }
 
+    /// What a request that ended without an answer comes to.
+    pub(super) fn ended(finish: &Finish) -> Self {
+        match finish {
+            Finish::Error(reason) => Self::internal(reason.clone()),
+            Finish::Abort => Self::unavailable("the request was aborted"),
+            Finish::Deadline => Self::new(ErrorBody::timeout(
+                "the request did not end before its deadline",
+            )),
+            Finish::Stop { .. } | Finish::Length => {
+                Self::internal("the request ended without an answer")
+            }
+        }
+    }
+
     #[cfg(test)]
     pub(super) fn body(&self) -> &ErrorBody {
         &self.body
@@ -110,6 +124,7 @@ impl From<SubmitError> for ApiError {
             },
             SubmitError::Draining | SubmitError::Unhealthy => Self::unavailable(error.to_string()),
             SubmitError::Refused(refused) => Self::from(refused),
+            SubmitError::NoSuchRank { .. } => Self::bad_request(error.to_string()),
         }
     }
 }

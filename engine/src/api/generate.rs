@@ -7,19 +7,24 @@
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use axum::http::HeaderMap;
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
+use pointsman_proto::headers::EXPECTED_TIMEOUT_MS;
 use pointsman_proto::openai::Usage;
 
 use super::Api;
+use super::caller::Caller;
 use super::choice::{Choice, Delta, End};
 use super::error::ApiError;
 use super::sampling::Checked;
+use crate::export::metrics::MetricsPage;
+use crate::export::requests::{About, RequestRecords};
+use crate::sample::SamplingParams;
 use crate::scheduler::{NewRequest, TokenUpdate};
-use crate::worker::{RequestStream, SubmitError};
+use crate::worker::RequestStream;
 
 /// Characters of a client's request id that are kept.
 const REQUEST_ID_CHARS_MAX: usize = 256;
@@ -35,6 +40,9 @@ pub(super) struct Head {
     pub(super) id: String,
     pub(super) created: u64,
     pub(super) model: String,
+    /// How long the request may take. A gateway that gives up on it by then would only have it computed in vain.
+    pub(super) deadline: Option<Duration>,
+    pub(super) caller: Caller,
 }
 
 impl Head {
@@ -60,8 +68,16 @@ impl Head {
             id: format!("{prefix}-{id}"),
             created,
             model,
+            deadline: deadline(headers),
+            caller: Caller::new(headers),
         }
     }
+}
+
+/// The time that Envoy gives the request, if it says; 0 is Envoy's word for no limit.
+fn deadline(headers: &HeaderMap) -> Option<Duration> {
+    let ms = header(headers, EXPECTED_TIMEOUT_MS)?.trim().parse().ok()?;
+    (ms > 0).then(|| Duration::from_millis(ms))
 }
 
 /// A header's value as text.
@@ -75,6 +91,9 @@ pub(super) struct Generation {
     running: FuturesUnordered<Running>,
     prompt_tokens: u32,
     choices_per_prompt: usize,
+    metrics: MetricsPage,
+    /// The data-parallel rank of each prompt, in their order.
+    ranks: Vec<u32>,
 }
 
 /// The next update of one choice, with its stream.
@@ -94,22 +113,30 @@ impl Generation {
             running: FuturesUnordered::new(),
             prompt_tokens: 0,
             choices_per_prompt: checked.n,
+            metrics: api.metrics.clone(),
+            ranks: Vec::new(),
         };
+        let asked = head.caller.rank()?;
         for prompt in prompts {
+            // The choices of a prompt share its blocks, so they run where those are.
+            let rank = api.engine.choose(asked)?;
+            this.ranks.push(rank);
             this.prompt_tokens = this.prompt_tokens.saturating_add(prompt.len() as u32);
             for choice in 0..checked.n {
                 let sampling =
                     checked.for_prompt(choice, prompt.len(), api.engine.max_model_len())?;
+                let about = |records: &RequestRecords| {
+                    records.watch(about(head, rank, checked.n, &sampling))
+                };
+                let watch = api.config.requests.as_ref().map(about);
                 let request = NewRequest {
                     cache_salt: checked.cache_salt.clone(),
                     priority: checked.priority,
+                    deadline: head.deadline,
+                    data_parallel_rank: Some(rank),
                     ..NewRequest::new(Arc::clone(&id), prompt.clone(), sampling)
                 };
-                let stream = api.engine.submit(request).inspect_err(|error| {
-                    if let SubmitError::QueueFull { bound, .. } = error {
-                        api.metrics.rejected(*bound);
-                    }
-                })?;
+                let stream = api.submit(request, watch)?;
                 let index = this.choices.len();
                 this.choices.push(Choice::new(
                     Arc::clone(&api.encoder),
@@ -169,9 +196,60 @@ impl Generation {
     }
 }
 
+impl Drop for Generation {
+    /// Whatever the end was, it is one of the prompt's: the series has a sample for each.
+    fn drop(&mut self) {
+        let prompts = self.choices.chunks(self.choices_per_prompt.max(1));
+        for (rank, choices) in self.ranks.iter().zip(prompts) {
+            let longest = choices.iter().map(Choice::generated_tokens).max();
+            self.metrics
+                .answered(*rank, choices.len(), longest.unwrap_or(0));
+        }
+    }
+}
+
+/// What is told of a request once it has ended.
+fn about(head: &Head, rank: u32, choices: usize, sampling: &SamplingParams) -> About {
+    About {
+        id: Arc::from(head.id.as_str()),
+        model: head.model.clone(),
+        session: head.caller.session.clone(),
+        traceparent: head.caller.traceparent.clone(),
+        tracestate: head.caller.tracestate.clone(),
+        rank,
+        choices: choices as u32,
+        temperature: sampling.temperature,
+        top_p: sampling.top_p,
+    }
+}
+
 fn next_update(index: usize, mut stream: RequestStream) -> Running {
     Box::pin(async move {
         let update = stream.next().await;
         (index, stream, update)
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_gateways_time_is_the_requests_deadline() {
+        for (value, expected) in [
+            ("1500", Some(Duration::from_millis(1500))),
+            ("0", None),
+            ("soon", None),
+        ] {
+            let mut headers = HeaderMap::new();
+            headers.insert(EXPECTED_TIMEOUT_MS, value.parse().unwrap());
+            let head = Head::new("cmpl", &headers, Some("a"), "m".to_owned());
+            assert_eq!(
+                (head.deadline, head.id.as_str()),
+                (expected, "cmpl-a"),
+                "{value}"
+            );
+        }
+        assert_eq!(deadline(&HeaderMap::new()), None);
+    }
 }

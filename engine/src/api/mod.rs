@@ -13,13 +13,21 @@
 //! at a time; short ones are done where they are.
 
 mod admin;
+mod auth;
 mod body;
+mod caller;
 mod chat;
 mod choice;
 mod completion;
+mod dev;
+mod embeddings;
 mod error;
 mod generate;
+mod inference;
 mod intake;
+mod invocations;
+mod observe;
+mod render;
 mod sampling;
 mod sse;
 mod tokens;
@@ -27,16 +35,20 @@ mod tokens;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
-use axum::Router;
 use axum::routing::{get, post};
+use axum::Router;
+use axum::middleware::from_fn_with_state;
 use pointsman_proto::openai::{ErrorBody, FinishReason, StopReason};
 use pointsman_proto::prompt::PromptEncoder;
 
 use crate::export::kv_events::Source;
-use crate::export::metrics::MetricsPage;
+use crate::export::metrics::{MetricsPage, Rejection};
+use crate::export::requests::RequestRecords;
 use crate::model::GenerationDefaults;
-use crate::worker::EngineHandle;
+use crate::scheduler::NewRequest;
+use crate::worker::{QueueBound, Ranks, RequestStream, RequestWatch, SubmitError};
 use choice::End;
 use error::ApiError;
 use intake::Intake;
@@ -57,16 +69,26 @@ pub struct ApiConfig {
     pub body_bytes_max: usize,
     /// Serve endpoints that change the worker's state.
     pub dev_mode: bool,
+    /// How long the engine may not be heard of while requests are alive, before `/health` says so; 0 is for ever.
+    pub stall_timeout: Duration,
+    /// Answer each request with its id in a header.
+    pub request_id_headers: bool,
+    /// Log a line for each HTTP request.
+    pub access_log: bool,
+    /// Where ended requests are told of; none where they are not.
+    pub requests: Option<RequestRecords>,
     /// KV-event sockets by data-parallel rank; empty where events are off.
     pub kv_event_sources: BTreeMap<String, Source>,
     /// When the model was loaded: Unix time in seconds.
     pub created: u64,
+    /// Keys of which a request to what computes must bear one; none asked for where this is empty.
+    pub api_keys: Vec<String>,
 }
 
 /// What every handler shares.
 #[derive(Debug)]
 struct Api {
-    engine: EngineHandle,
+    engine: Ranks,
     encoder: Arc<PromptEncoder>,
     metrics: MetricsPage,
     intake: Intake,
@@ -75,24 +97,28 @@ struct Api {
 
 /// The routes over one engine.
 pub fn router(
-    engine: EngineHandle,
+    engine: Ranks,
     encoder: Arc<PromptEncoder>,
     metrics: MetricsPage,
     config: ApiConfig,
 ) -> Router {
-    let dev_mode = config.dev_mode;
-    let intake = Intake::new();
     let api = Arc::new(Api {
         engine,
         encoder,
         metrics,
-        intake,
+        intake: Intake::new(),
         config,
     });
     let mut router = Router::new()
         .route("/v1/chat/completions", post(chat::handle))
+        .route("/v1/chat/completions/render", post(render::chat))
         .route("/v1/completions", post(completion::handle))
+        .route("/v1/completions/render", post(render::completion))
+        .route("/v1/embeddings", post(embeddings::handle))
         .route("/v1/models", get(admin::models))
+        .route("/v1/models/{*name}", get(admin::model))
+        .route("/inference/v1/generate", post(inference::handle))
+        .route("/invocations", post(invocations::handle))
         .route("/tokenize", post(tokens::tokenize))
         .route("/detokenize", post(tokens::detokenize))
         .route("/health", get(admin::health))
@@ -101,10 +127,20 @@ pub fn router(
         .route("/metrics", get(admin::metrics))
         .route("/load", get(admin::load))
         .route("/kv_event_sources", get(admin::kv_event_sources));
-    if dev_mode {
-        router = router.route("/reset_prefix_cache", post(admin::reset_prefix_cache));
+    if api.config.dev_mode {
+        router = router.merge(dev::routes());
     }
-    router.fallback(admin::not_found).with_state(api)
+    let keys: Arc<[String]> = api.config.api_keys.iter().cloned().collect();
+    let observed = from_fn_with_state(Arc::clone(&api), observe::observe);
+    let mut router = router
+        .fallback(admin::not_found)
+        .method_not_allowed_fallback(admin::method_not_allowed)
+        .with_state(api);
+    if !keys.is_empty() {
+        router = router.layer(from_fn_with_state(keys, auth::guard));
+    }
+    // Outermost, so that what is refused is counted as well.
+    router.layer(observed)
 }
 
 impl Api {
@@ -116,6 +152,24 @@ impl Api {
             Some(name) if names.iter().any(|known| known == name) => Ok(name.to_owned()),
             Some(name) => Err(ApiError::new(ErrorBody::not_found_model(name))),
         }
+    }
+
+    /// Hands a request to the engine, and counts it where there is no room for it. `watch` hears of its end.
+    fn submit(
+        &self,
+        request: NewRequest,
+        watch: Option<Arc<dyn RequestWatch>>,
+    ) -> Result<RequestStream, ApiError> {
+        let submitted = self.engine.submit_watched(request, watch);
+        let stream = submitted.inspect_err(|error| {
+            if let SubmitError::QueueFull { bound, .. } = error {
+                self.metrics.rejected(match bound {
+                    QueueBound::Requests => Rejection::Requests,
+                    QueueBound::Tokens => Rejection::Tokens,
+                });
+            }
+        })?;
+        Ok(stream)
     }
 
     /// Refuses work that would be refused after it was read and encoded.

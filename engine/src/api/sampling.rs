@@ -328,7 +328,7 @@ fn penalty(field: &str, value: Option<f32>) -> Result<f32, ApiError> {
     number(field, value.unwrap_or(0.0), allowed, "between -2 and 2")
 }
 
-fn checked_priority(field: Option<i64>, header: Option<&str>) -> Result<i32, ApiError> {
+pub(super) fn checked_priority(field: Option<i64>, header: Option<&str>) -> Result<i32, ApiError> {
     let value = match header {
         Some(header) => header.trim().parse().map_err(|_| {
             ApiError::bad_request(format!(
@@ -342,7 +342,7 @@ fn checked_priority(field: Option<i64>, header: Option<&str>) -> Result<i32, Api
 }
 
 /// vLLM's rules: they keep a salt from being mistaken for a path or a name when it is written somewhere.
-fn checked_salt(salt: &str) -> Result<Arc<str>, ApiError> {
+pub(super) fn checked_salt(salt: &str) -> Result<Arc<str>, ApiError> {
     if salt.is_empty() {
         return Err(ApiError::field("cache_salt", "must not be empty"));
     }

@@ -5,7 +5,8 @@
 //! prefix hit on the wrong block changes the tokens or panics.
 
 use super::{
-    Backend, BackendError, BackendInfo, KvLayout, Sampled, Step, StepOutput, StepSequence,
+    Backend, BackendError, BackendInfo, BlockCopy, BlockPlace, KvLayout, Sampled, Step, StepOutput,
+    StepSequence,
 };
 use crate::sample::TokenLogprob;
 
@@ -16,6 +17,10 @@ pub(crate) struct HashBackend {
     vocab_size: u32,
     block_size: u32,
     slots: Vec<Option<(u32, u32)>>,
+    /// The second tier, laid out like the first.
+    host_slots: Vec<Option<(u32, u32)>>,
+    /// Blocks copied so far.
+    pub(crate) copied: usize,
     /// The largest number of tokens seen in one step.
     pub(crate) largest_step: usize,
 }
@@ -31,8 +36,28 @@ impl HashBackend {
             vocab_size,
             block_size: 1,
             slots: Vec::new(),
+            host_slots: Vec::new(),
+            copied: 0,
             largest_step: 0,
         }
+    }
+
+    fn copy(&mut self, copy: &BlockCopy) {
+        let size = self.block_size as usize;
+        let range = |block: u32| block as usize * size..(block as usize + 1) * size;
+        let contents = match copy.from {
+            BlockPlace::Device(block) => self.slots[range(block)].to_vec(),
+            BlockPlace::Host(block) => self.host_slots[range(block)].to_vec(),
+        };
+        assert!(
+            contents.iter().all(Option::is_some),
+            "a block that was never written whole is copied"
+        );
+        match copy.to {
+            BlockPlace::Device(block) => self.slots[range(block)].copy_from_slice(&contents),
+            BlockPlace::Host(block) => self.host_slots[range(block)].copy_from_slice(&contents),
+        }
+        self.copied += 1;
     }
 
     fn compute(&mut self, step: &Step, sequence: &StepSequence) -> u32 {
@@ -105,12 +130,16 @@ impl Backend for HashBackend {
     fn allocate(&mut self, layout: &KvLayout) -> Result<(), BackendError> {
         self.block_size = layout.block_size;
         self.slots = vec![None; (layout.blocks * layout.block_size) as usize];
+        self.host_slots = vec![None; (layout.host_blocks * layout.block_size) as usize];
         Ok(())
     }
 
     fn forward(&mut self, step: &Step, out: &mut StepOutput) -> Result<(), BackendError> {
         self.largest_step = self.largest_step.max(step.tokens.len());
         out.clear();
+        for copy in &step.copies {
+            self.copy(copy);
+        }
         for sequence in &step.sequences {
             let token = self.compute(step, sequence);
             self.prompt_rows(step, sequence, out);

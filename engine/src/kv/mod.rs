@@ -8,13 +8,19 @@
 //! first one's block and its own copy is freed. vLLM keeps both copies; merging them saves the memory, and makes
 //! the stream of KV events an exact image of the cache: a block is stored once, and removed once.
 //!
+//! A block that is evicted can move on to a second tier in host memory, from where it comes back on a hit. What is
+//! to be copied is a value, too, which goes out with the step that needs it.
+//!
 //! Everything here is pure and single-threaded; the engine thread owns it through `crate::scheduler`.
 
 mod free_list;
 mod hash;
+mod host;
+mod journal;
 mod pool;
 #[cfg(test)]
 mod tests;
 
-pub use hash::HashRecipe;
-pub use pool::{BlockId, BlockPool, Run};
+pub use hash::{HashAlgorithm, HashRecipe};
+pub use host::HostBlock;
+pub use pool::{BlockId, BlockPool, Hit, Run, Transfer};

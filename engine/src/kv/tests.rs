@@ -1,9 +1,12 @@
 //! The block pool and the prefix cache against a plain model of both, over random sequences of calls.
 
-use std::collections::BTreeMap;
+mod tiers;
 
-use pointsman_proto::block_hash::{BlockDigest, sha256_cbor};
-use pointsman_proto::kv_events::{BlockStored, EngineHash, Event};
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use pointsman_proto::block_hash::{BlockDigest, none_hash, sha256_cbor};
+use pointsman_proto::kv_events::{BlockStored, EngineHash, Event, Medium};
 use proptest::prelude::*;
 
 use super::*;
@@ -21,6 +24,8 @@ struct Holder {
     digests: Vec<BlockDigest>,
     table: Vec<BlockId>,
     committed: usize,
+    /// Leading blocks that were found in either tier.
+    found: usize,
 }
 
 impl Holder {
@@ -38,14 +43,14 @@ impl Holder {
     fn admit(&mut self, pool: &mut BlockPool) -> bool {
         let mut hits = Vec::new();
         pool.lookup(&self.digests, &mut hits);
-        let missing = self.tokens.len().div_ceil(SIZE as usize) - hits.len();
-        if pool.free() - pool.count_free(&hits) < missing as u32 {
+        let blocks = self.tokens.len().div_ceil(SIZE as usize);
+        if !pool.admit(&hits, blocks, &mut self.table) {
             return false;
         }
-        pool.hold(&hits);
-        self.committed = hits.len();
-        self.table = hits;
-        assert!(pool.allocate(missing as u32, &mut self.table));
+        assert_eq!(self.table.len(), blocks);
+        let on_device = |hit: &&Hit| matches!(hit, Hit::Device(_));
+        self.committed = hits.iter().take_while(on_device).count();
+        self.found = hits.len();
         true
     }
 
@@ -70,7 +75,7 @@ fn pool_after(blocks: u32, tokens: u32) -> (BlockPool, Holder) {
     (pool, holder)
 }
 
-fn removed(events: &[Event]) -> Vec<EngineHash> {
+fn removed(events: &[Event<BlockDigest>]) -> Vec<BlockDigest> {
     let removed = events.iter().filter_map(|event| match event {
         Event::BlockRemoved(removed) => Some(removed.block_hashes.clone()),
         _ => None,
@@ -110,6 +115,7 @@ fn stored_blocks_carry_tokens_parent_and_salt() {
     let tokens: Vec<u32> = (100..112).collect();
     let mut digests = Vec::new();
     recipe().extend(&mut digests, &tokens, SIZE, Some("salt"));
+    let salt: Arc<str> = "salt".into();
     let mut table = Vec::new();
     assert!(pool.allocate(3, &mut table));
     for (first, full) in [(0, 1), (1, 3)] {
@@ -118,19 +124,19 @@ fn stored_blocks_carry_tokens_parent_and_salt() {
             digests,
             tokens: &tokens,
             first,
-            cache_salt: Some("salt"),
+            cache_salt: Some(&salt),
         };
         pool.commit(&run, &mut table);
     }
     let stored =
         |hashes: &[BlockDigest], parent: Option<usize>, tokens: &[u32], salt: Option<&str>| {
             Event::BlockStored(BlockStored {
-                block_hashes: hashes.iter().map(EngineHash::from).collect(),
-                parent: parent.map(|index| EngineHash::from(&digests[index])),
+                block_hashes: hashes.to_vec(),
+                parent: parent.map(|index| digests[index]),
                 token_ids: tokens.to_vec(),
                 block_size: SIZE,
                 lora_name: None,
-                medium: pointsman_proto::kv_events::Medium::Gpu,
+                medium: Medium::Gpu,
                 cache_salt: salt.map(str::to_owned),
                 extras: Vec::new(),
             })
@@ -152,17 +158,18 @@ fn the_tail_of_a_prefix_goes_first_and_hits_keep_blocks_alive() {
     let mut table = Vec::new();
     // Two blocks were never used; the third to go is the tail of the released prefix.
     assert!(pool.allocate(3, &mut table));
-    assert_eq!(
-        removed(&pool.take_events()),
-        [EngineHash::from(&first.digests[2])]
-    );
+    assert_eq!(removed(&pool.take_events()), [first.digests[2]]);
     let mut hits = Vec::new();
     pool.lookup(&first.digests, &mut hits);
-    assert_eq!((hits.len(), pool.count_free(&hits)), (2, 2));
-    pool.hold(&hits);
+    assert_eq!(hits.len(), 2);
+    assert_eq!(pool.left_after(&hits, 2), Some(0));
+    assert_eq!(pool.left_after(&hits, 3), None);
+    let mut held = Vec::new();
+    assert!(!pool.admit(&hits, 3, &mut held) && held.is_empty());
+    assert!(pool.admit(&hits, 2, &mut held));
     assert_eq!(pool.free(), 0);
     assert!(!pool.allocate(1, &mut table));
-    pool.release(&mut hits);
+    pool.release(&mut held);
     pool.release(&mut table);
     // Blocks without a digest are reused before cached ones.
     assert!(pool.allocate(3, &mut table));
@@ -184,7 +191,7 @@ fn the_same_prefix_computed_twice_ends_in_one_block() {
         panic!("{events:?}");
     };
     assert_eq!(stored.token_ids, [77; 4]);
-    assert_eq!(stored.parent, Some(EngineHash::from(&first.digests[1])));
+    assert_eq!(stored.parent, Some(first.digests[1]));
 }
 
 #[test]
@@ -196,6 +203,48 @@ fn digests_are_those_of_the_field() {
     assert_eq!(hash, EngineHash(8_866_452_693_264_111_234));
     recipe().extend(&mut digests, &tokens, 16, None);
     assert_eq!(digests.len(), 1, "what is there is not computed again");
+}
+
+#[test]
+fn recipes_of_all_algorithms_chain_and_tell_salts_and_seeds_apart() {
+    let tokens: Vec<u32> = (1..=40).collect();
+    let digests = |recipe: &HashRecipe, salt| {
+        let mut digests = Vec::new();
+        recipe.extend(&mut digests, &tokens, 16, salt);
+        // What is there is kept, and gone on from.
+        let mut in_two = digests[..1].to_vec();
+        recipe.extend(&mut in_two, &tokens, 16, salt);
+        assert_eq!(in_two, digests);
+        digests
+    };
+    let mut seen = BTreeSet::new();
+    let mut expected = 0;
+    for algorithm in HashAlgorithm::ALL {
+        for seed in ["0", "1"] {
+            let recipe = HashRecipe::new(algorithm, seed);
+            assert_eq!(recipe.name(), algorithm.name());
+            assert_eq!(recipe, HashRecipe::new(algorithm, seed));
+            for salt in [None, Some("a"), Some("b")] {
+                seen.extend(digests(&recipe, salt));
+                expected += 2;
+            }
+        }
+    }
+    assert_eq!(seen.len(), expected, "no two digests are equal");
+}
+
+#[test]
+fn algorithms_are_vllms_of_the_same_name() {
+    let tokens: Vec<u32> = (1..=16).collect();
+    let low = |algorithm| {
+        let mut digests = Vec::new();
+        HashRecipe::new(algorithm, "vllm-none-hash").extend(&mut digests, &tokens, 16, None);
+        EngineHash::from(&digests[0]).0
+    };
+    assert_eq!(low(HashAlgorithm::Sha256Cbor), 0x7b0b_f7bf_7fd0_1682);
+    assert_eq!(low(HashAlgorithm::Sha256), 0x137b_b037_547f_4caf);
+    assert_eq!(low(HashAlgorithm::XxhashCbor), 0x5626_71ef_4f8c_323f);
+    assert_eq!(low(HashAlgorithm::Xxhash), 0xb7d1_0298_670c_dfde);
 }
 
 /// The pool as one would write it without a thought for speed.
@@ -288,31 +337,49 @@ impl Plain {
     }
 }
 
-/// What a subscriber knows after replaying the events: hash → digest, checked against the tokens as it goes.
+/// What a subscriber knows of each tier after replaying the events, checked against the tokens as it goes.
 #[derive(Default)]
-struct Replay(BTreeMap<u64, BlockDigest>);
+struct Replay {
+    device: BTreeSet<BlockDigest>,
+    host: BTreeSet<BlockDigest>,
+}
 
 impl Replay {
-    fn apply(&mut self, events: Vec<Event>) {
+    fn tier(&mut self, medium: Medium) -> &mut BTreeSet<BlockDigest> {
+        match medium {
+            Medium::Gpu => &mut self.device,
+            Medium::Cpu => &mut self.host,
+            Medium::Disk => panic!("no such tier"),
+        }
+    }
+
+    fn apply(&mut self, events: Vec<Event<BlockDigest>>) {
         for event in events {
             match event {
-                Event::AllBlocksCleared => self.0.clear(),
+                Event::AllBlocksCleared => *self = Self::default(),
                 Event::BlockRemoved(removed) => {
-                    for hash in removed.block_hashes {
-                        assert!(self.0.remove(&hash.0).is_some(), "removed and never stored");
+                    for digest in removed.block_hashes {
+                        assert!(
+                            self.tier(removed.medium).remove(&digest),
+                            "removed and never stored"
+                        );
                     }
                 }
                 Event::BlockStored(stored) => {
-                    let mut parent = match stored.parent {
-                        None => pointsman_proto::block_hash::none_hash("vllm-none-hash"),
-                        Some(hash) => *self.0.get(&hash.0).expect("the parent is cached"),
-                    };
+                    let mut parent = none_hash("vllm-none-hash");
+                    if let Some(digest) = stored.parent {
+                        assert!(
+                            self.device.contains(&digest) || self.host.contains(&digest),
+                            "the parent is cached"
+                        );
+                        parent = digest;
+                    }
                     let blocks = stored.token_ids.chunks_exact(SIZE as usize);
                     assert_eq!(blocks.len(), stored.block_hashes.len());
-                    for (tokens, hash) in blocks.zip(stored.block_hashes) {
+                    for (tokens, digest) in blocks.zip(stored.block_hashes) {
                         parent = sha256_cbor(&parent, tokens, &[]);
-                        assert_eq!(EngineHash::from(&parent), hash);
-                        assert!(self.0.insert(hash.0, parent).is_none(), "stored twice");
+                        assert_eq!(parent, digest);
+                        assert!(self.tier(stored.medium).insert(digest), "stored twice");
                     }
                 }
             }
@@ -405,9 +472,9 @@ proptest! {
                 prop_assert_eq!(*references, held(block as u32), "block {}", block);
             }
             replay.apply(pool.take_events());
-            let mut known: Vec<_> = replay.0.values().copied().collect();
-            known.sort_unstable();
+            let known: Vec<_> = replay.device.iter().copied().collect();
             prop_assert_eq!(known, pool.cached_digests());
+            prop_assert!(replay.host.is_empty());
         }
     }
 }

@@ -1,29 +1,26 @@
-//! `config.json`: from what is written to what is meant.
+//! What a configuration means: the sizes and options that every backend computes by.
 //!
-//! The file is read twice over: once as written (`Raw`, everything optional), once checked into [`ModelConfig`], whose
-//! fields all hold. Fields that would change the arithmetic and are not supported are errors, not ignored: a model
-//! that loads is a model that computes what its authors meant.
+//! [`super::raw`] is the file as written; what comes out of here has been checked, and all fields hold. Fields that
+//! would change the arithmetic and are not supported are errors, not ignored: a model that loads is a model that
+//! computes what its authors meant. What differs from family to family is set by the family's own file.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use serde::Deserialize;
+use super::family::{self, Family};
+use super::raw::{File, OneOrMore, Raw, read_json};
+use super::rope::{self, Rope};
+use super::{ModelError, window};
 
-use super::ModelError;
-
-/// The architectures this file's shape covers.
-const ARCHITECTURES: [&str; 1] = ["LlamaForCausalLM"];
-
-/// Files larger than this are not configurations.
-const MAX_CONFIG_BYTES: u64 = 16 << 20;
-
-/// A Llama-shaped decoder.
-#[derive(Clone, Debug, PartialEq)]
+/// A decoder, without a word of which family it is of but its name.
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct ModelConfig {
+    /// As `architectures` names it.
+    pub architecture: &'static str,
     /// Rows of the embedding.
     pub vocab_size: usize,
     /// Width of the residual stream.
     pub hidden_size: usize,
-    /// Width of the feed-forward layer.
+    /// Width of the feed-forward layer, where it is dense.
     pub intermediate_size: usize,
     /// Number of layers.
     pub layers: usize,
@@ -39,32 +36,35 @@ pub struct ModelConfig {
     pub rope: Rope,
     /// Longest context that the model was made for.
     pub max_position_embeddings: usize,
+    /// Longest context that will be computed: the model's own, unless the worker's is shorter.
+    pub max_model_len: usize,
     /// The head shares the embedding's weights.
     pub tie_word_embeddings: bool,
     /// End-of-sequence tokens.
     pub eos_token_ids: Vec<u32>,
+    /// Queries, keys and values have something added to them before anything else.
+    pub qkv_bias: bool,
+    /// Each head's queries and keys are normalised (RMS) before they are rotated.
+    pub qk_norm: bool,
+    /// For each layer: how many tokens a token sees, itself included; none for all before it.
+    pub windows: Vec<Option<usize>>,
+    /// The mixture of experts, in models that have one.
+    pub experts: Option<ExpertsConfig>,
 }
 
-/// Rotary position encoding over halves (NeoX order).
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Rope {
-    /// Base of the wave lengths.
-    pub theta: f64,
-    /// Llama 3's stretch of the long waves.
-    pub scaling: Option<Llama3Scaling>,
-}
-
-/// `rope_type: llama3`.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Llama3Scaling {
-    /// Long waves are stretched by this.
-    pub factor: f64,
-    /// Waves longer than `original_context / low_freq_factor` are stretched in full.
-    pub low_freq_factor: f64,
-    /// Waves shorter than `original_context / high_freq_factor` are left alone.
-    pub high_freq_factor: f64,
-    /// Context length of the pre-training.
-    pub original_context: f64,
+/// A mixture of experts: each token goes through the few experts that the router likes best for it.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct ExpertsConfig {
+    /// Experts of a layer.
+    pub count: usize,
+    /// Experts that compute a token; at most `count`.
+    pub per_token: usize,
+    /// Width of an expert.
+    pub intermediate_size: usize,
+    /// The weights of a token's experts are made to add up to 1.
+    pub normalised: bool,
+    /// For each layer: whether it has experts in place of a dense feed-forward.
+    pub layers: Vec<bool>,
 }
 
 impl ModelConfig {
@@ -75,271 +75,143 @@ impl ModelConfig {
     pub fn load(folder: &Path) -> Result<Self, ModelError> {
         let path = folder.join("config.json");
         let raw: Raw = read_json(&path)?;
-        raw.check(path)
+        let file = File(path);
+        let family = family::named(&raw, &file)?;
+        check(family, raw, &file)
     }
 
-    /// Angular frequency of each of a head's `head_dim / 2` rotations, in radians per position.
+    /// Angular frequency of each of the `rope.dim / 2` rotations of a head, in radians per position.
     pub fn rope_frequencies(&self) -> Vec<f32> {
-        let half = self.head_dim / 2;
-        (0..half)
-            .map(|index| {
-                let exponent = index as f64 / half as f64;
-                let frequency = self.rope.theta.powf(-exponent);
-                self.rope
-                    .scaling
-                    .map_or(frequency, |scaling| scaling.apply(frequency)) as f32
-            })
-            .collect()
+        self.rope.frequencies(self.max_model_len)
+    }
+
+    /// How many tokens a token of this layer sees, itself included; none for all before it.
+    pub fn window(&self, layer: usize) -> Option<usize> {
+        self.windows.get(layer).copied().flatten()
+    }
+
+    /// The mixture of experts of this layer, if it has one.
+    pub fn layer_experts(&self, layer: usize) -> Option<&ExpertsConfig> {
+        let experts = self.experts.as_ref()?;
+        experts.layers.get(layer)?.then_some(experts)
+    }
+
+    /// Width of the widest feed-forward network of any layer.
+    pub fn widest_feed_forward(&self) -> usize {
+        let experts = self.experts.as_ref();
+        let of_experts = experts.map_or(0, |experts| experts.intermediate_size);
+        self.intermediate_size.max(of_experts)
     }
 
     /// Number of weights.
     pub fn parameters(&self) -> usize {
-        let heads = (self.heads + self.kv_heads) * 2 * self.head_dim * self.hidden_size;
-        let layer = heads + 3 * self.hidden_size * self.intermediate_size + 2 * self.hidden_size;
+        self.count_parameters(|experts| experts.count)
+    }
+
+    /// Number of weights that a token meets: of the experts, only those that compute it.
+    pub fn active_parameters(&self) -> usize {
+        self.count_parameters(|experts| experts.per_token)
+    }
+
+    fn count_parameters(&self, counted: impl Fn(&ExpertsConfig) -> usize) -> usize {
+        let hidden = self.hidden_size;
+        let qkv = (self.heads + 2 * self.kv_heads) * self.head_dim;
+        let mut attention = (qkv + self.heads * self.head_dim) * hidden + 2 * hidden;
+        if self.qkv_bias {
+            attention += qkv;
+        }
+        if self.qk_norm {
+            attention += 2 * self.head_dim;
+        }
+        let feed_forward = |layer| match self.layer_experts(layer) {
+            Some(experts) => {
+                let each = 3 * hidden * experts.intermediate_size;
+                experts.count * hidden + counted(experts) * each
+            }
+            None => 3 * hidden * self.intermediate_size,
+        };
+        let layers: usize = (0..self.layers)
+            .map(|layer| attention + feed_forward(layer))
+            .sum();
         let embeddings = if self.tie_word_embeddings { 1 } else { 2 };
-        self.layers * layer + (embeddings * self.vocab_size + 1) * self.hidden_size
+        layers + (embeddings * self.vocab_size + 1) * hidden
     }
 }
 
-impl Llama3Scaling {
-    fn apply(&self, frequency: f64) -> f64 {
-        let wave_length = 2.0 * std::f64::consts::PI / frequency;
-        if wave_length < self.original_context / self.high_freq_factor {
-            return frequency;
-        }
-        if wave_length > self.original_context / self.low_freq_factor {
-            return frequency / self.factor;
-        }
-        let smooth = (self.original_context / wave_length - self.low_freq_factor)
-            / (self.high_freq_factor - self.low_freq_factor);
-        (1.0 - smooth) * frequency / self.factor + smooth * frequency
+fn check(family: &dyn Family, raw: Raw, file: &File) -> Result<ModelConfig, ModelError> {
+    let act = raw.hidden_act.as_deref().unwrap_or("silu");
+    if !matches!(act, "silu" | "swish") {
+        let reason = format!("{act} is not supported; supported: silu");
+        return Err(file.wrong("hidden_act", reason));
     }
-}
-
-/// The file as written.
-#[derive(Debug, Deserialize)]
-struct Raw {
-    architectures: Option<Vec<String>>,
-    vocab_size: Option<usize>,
-    hidden_size: Option<usize>,
-    intermediate_size: Option<usize>,
-    num_hidden_layers: Option<usize>,
-    num_attention_heads: Option<usize>,
-    num_key_value_heads: Option<usize>,
-    head_dim: Option<usize>,
-    hidden_act: Option<String>,
-    max_position_embeddings: Option<usize>,
-    rms_norm_eps: Option<f64>,
-    rope_theta: Option<f64>,
-    rope_scaling: Option<RawRope>,
-    /// Newer files keep `rope_theta` and the scaling together here.
-    rope_parameters: Option<RawRope>,
-    #[serde(default)]
-    tie_word_embeddings: bool,
-    #[serde(default)]
-    attention_bias: bool,
-    #[serde(default)]
-    mlp_bias: bool,
-    quantization_config: Option<serde_json::Value>,
-    eos_token_id: Option<OneOrMore>,
-}
-
-#[derive(Debug, Deserialize)]
-struct RawRope {
-    #[serde(alias = "type")]
-    rope_type: Option<String>,
-    rope_theta: Option<f64>,
-    factor: Option<f64>,
-    low_freq_factor: Option<f64>,
-    high_freq_factor: Option<f64>,
-    original_max_position_embeddings: Option<f64>,
-}
-
-/// A token id, or several.
-#[derive(Clone, Debug, Deserialize)]
-#[serde(untagged)]
-pub(super) enum OneOrMore {
-    One(u32),
-    More(Vec<u32>),
-}
-
-impl OneOrMore {
-    pub(super) fn into_vec(self) -> Vec<u32> {
-        match self {
-            Self::One(id) => vec![id],
-            Self::More(ids) => ids,
-        }
-    }
-}
-
-impl Raw {
-    fn check(self, path: PathBuf) -> Result<ModelConfig, ModelError> {
-        let file = File(path);
-        let architectures = file.need("architectures", self.architectures.as_ref())?;
-        if !architectures
-            .iter()
-            .any(|name| ARCHITECTURES.contains(&name.as_str()))
-        {
-            let reason =
-                format!("{architectures:?} is not supported; supported: {ARCHITECTURES:?}");
-            return Err(file.wrong("architectures", reason));
-        }
-        self.refuse_unsupported(&file)?;
-        let heads = file.positive("num_attention_heads", self.num_attention_heads)?;
-        let hidden_size = file.positive("hidden_size", self.hidden_size)?;
-        let kv_heads = self.num_key_value_heads.unwrap_or(heads);
-        if kv_heads == 0 || !heads.is_multiple_of(kv_heads) {
-            let reason = format!("{kv_heads} does not divide the {heads} attention heads");
-            return Err(file.wrong("num_key_value_heads", reason));
-        }
-        let head_dim = self.head_dim.unwrap_or(hidden_size / heads);
-        if head_dim == 0 || !head_dim.is_multiple_of(2) {
-            return Err(file.wrong(
-                "head_dim",
-                format!("{head_dim} is not a positive even number"),
-            ));
-        }
-        let rms_norm_eps = file.need("rms_norm_eps", self.rms_norm_eps)?;
-        if !(rms_norm_eps.is_finite() && rms_norm_eps >= 0.0) {
-            return Err(file.wrong(
-                "rms_norm_eps",
-                format!("{rms_norm_eps} is not a positive number"),
-            ));
-        }
-        Ok(ModelConfig {
-            vocab_size: file.positive("vocab_size", self.vocab_size)?,
-            hidden_size,
-            intermediate_size: file.positive("intermediate_size", self.intermediate_size)?,
-            layers: file.positive("num_hidden_layers", self.num_hidden_layers)?,
-            heads,
-            kv_heads,
-            head_dim,
-            rms_norm_eps: rms_norm_eps as f32,
-            rope: self.rope(&file)?,
-            max_position_embeddings: file
-                .positive("max_position_embeddings", self.max_position_embeddings)?,
-            tie_word_embeddings: self.tie_word_embeddings,
-            eos_token_ids: self
-                .eos_token_id
-                .map(OneOrMore::into_vec)
-                .unwrap_or_default(),
-        })
-    }
-
-    fn refuse_unsupported(&self, file: &File) -> Result<(), ModelError> {
-        let act = self.hidden_act.as_deref().unwrap_or("silu");
-        if !matches!(act, "silu" | "swish") {
-            return Err(file.wrong(
-                "hidden_act",
-                format!("{act} is not supported; supported: silu"),
-            ));
-        }
-        let flags = [
-            ("attention_bias", self.attention_bias),
-            ("mlp_bias", self.mlp_bias),
-            ("quantization_config", self.quantization_config.is_some()),
-        ];
-        match flags.into_iter().find(|(_, set)| *set) {
-            Some((field, _)) => Err(file.wrong(field, "is set, and not supported".to_owned())),
-            None => Ok(()),
-        }
-    }
-
-    fn rope(&self, file: &File) -> Result<Rope, ModelError> {
-        let (field, raw) = match (&self.rope_parameters, &self.rope_scaling) {
-            (Some(raw), _) => ("rope_parameters", Some(raw)),
-            (None, raw) => ("rope_scaling", raw.as_ref()),
-        };
-        // Before it was written at all, the base was always this.
-        let theta = raw
-            .and_then(|raw| raw.rope_theta)
-            .or(self.rope_theta)
-            .unwrap_or(10_000.0);
-        if !(theta.is_finite() && theta > 0.0) {
-            return Err(file.wrong("rope_theta", format!("{theta} is not a positive number")));
-        }
-        let scaling = match raw.map(|raw| (raw, raw.rope_type.as_deref().unwrap_or("default"))) {
-            None | Some((_, "default")) => None,
-            Some((raw, "llama3")) => Some(raw.llama3(field, file)?),
-            Some((_, other)) => {
-                let reason =
-                    format!("rope_type {other} is not supported; supported: default, llama3");
-                return Err(file.wrong(field, reason));
-            }
-        };
-        Ok(Rope { theta, scaling })
-    }
-}
-
-impl RawRope {
-    fn llama3(&self, field: &'static str, file: &File) -> Result<Llama3Scaling, ModelError> {
-        let need = |name: &str, value: Option<f64>| match value {
-            Some(value) if value.is_finite() && value > 0.0 => Ok(value),
-            Some(value) => {
-                Err(file.wrong(field, format!("{name} is {value}, not a positive number")))
-            }
-            None => Err(file.wrong(field, format!("{name} is missing"))),
-        };
-        let scaling = Llama3Scaling {
-            factor: need("factor", self.factor)?,
-            low_freq_factor: need("low_freq_factor", self.low_freq_factor)?,
-            high_freq_factor: need("high_freq_factor", self.high_freq_factor)?,
-            original_context: need(
-                "original_max_position_embeddings",
-                self.original_max_position_embeddings,
-            )?,
-        };
-        if scaling.high_freq_factor <= scaling.low_freq_factor {
-            let reason = "high_freq_factor is not above low_freq_factor".to_owned();
-            return Err(file.wrong(field, reason));
-        }
-        Ok(scaling)
-    }
-}
-
-/// The file that errors are about.
-struct File(PathBuf);
-
-impl File {
-    fn wrong(&self, field: &'static str, reason: String) -> ModelError {
-        ModelError::Field {
-            path: self.0.clone(),
-            field,
-            reason,
-        }
-    }
-
-    fn need<T>(&self, field: &'static str, value: Option<T>) -> Result<T, ModelError> {
-        value.ok_or_else(|| self.wrong(field, "is missing".to_owned()))
-    }
-
-    fn positive(&self, field: &'static str, value: Option<usize>) -> Result<usize, ModelError> {
-        match self.need(field, value)? {
-            // Sizes are multiplied with each other later; this keeps the products in range.
-            value if (1..=1 << 24).contains(&value) => Ok(value),
-            value => Err(self.wrong(field, format!("{value} is out of range"))),
-        }
-    }
-}
-
-/// Reads a JSON file of the model folder.
-pub(super) fn read_json<T: serde::de::DeserializeOwned>(path: &Path) -> Result<T, ModelError> {
-    let read = |source| ModelError::Read {
-        path: path.to_owned(),
-        source,
+    file.refuse("attention_bias", raw.attention_bias == Some(true))?;
+    file.refuse("mlp_bias", raw.mlp_bias == Some(true))?;
+    file.refuse("quantization_config", raw.quantization_config.is_some())?;
+    let heads = file.positive("num_attention_heads", raw.num_attention_heads)?;
+    let hidden_size = file.positive("hidden_size", raw.hidden_size)?;
+    let layers = file.positive("num_hidden_layers", raw.num_hidden_layers)?;
+    let head_dim = head_dim(family, &raw, hidden_size / heads, file)?;
+    let rope = rope::read(&raw, head_dim, file)?;
+    let written = file.positive("max_position_embeddings", raw.max_position_embeddings)?;
+    let max_position_embeddings = rope.stretched_context(written);
+    let mut config = ModelConfig {
+        architecture: family.architecture(),
+        vocab_size: file.positive("vocab_size", raw.vocab_size)?,
+        hidden_size,
+        intermediate_size: file.positive("intermediate_size", raw.intermediate_size)?,
+        layers,
+        heads,
+        kv_heads: kv_heads(&raw, heads, file)?,
+        head_dim,
+        rms_norm_eps: rms_norm_eps(&raw, file)?,
+        rope,
+        max_position_embeddings,
+        max_model_len: max_position_embeddings,
+        tie_word_embeddings: raw.tie_word_embeddings.unwrap_or(false),
+        eos_token_ids: Vec::new(),
+        qkv_bias: false,
+        qk_norm: false,
+        windows: window::none(layers),
+        experts: None,
     };
-    let malformed = |reason: String| ModelError::Malformed {
-        path: path.to_owned(),
-        reason,
-    };
-    let length = std::fs::metadata(path).map_err(read)?.len();
-    if length > MAX_CONFIG_BYTES {
-        return Err(malformed(format!(
-            "{length} bytes; at most {MAX_CONFIG_BYTES} are read"
-        )));
+    family.configure(&raw, &mut config, file)?;
+    config.eos_token_ids = raw
+        .eos_token_id
+        .map(OneOrMore::into_vec)
+        .unwrap_or_default();
+    Ok(config)
+}
+
+fn head_dim(
+    family: &dyn Family,
+    raw: &Raw,
+    by_division: usize,
+    file: &File,
+) -> Result<usize, ModelError> {
+    let head_dim = raw.head_dim.or(family.head_dim()).unwrap_or(by_division);
+    if !(1..=1 << 16).contains(&head_dim) || !head_dim.is_multiple_of(2) {
+        let reason = format!("{head_dim} is not a positive even number");
+        return Err(file.wrong("head_dim", reason));
     }
-    let bytes = std::fs::read(path).map_err(read)?;
-    serde_json::from_slice(&bytes).map_err(|error| malformed(error.to_string()))
+    Ok(head_dim)
+}
+
+fn kv_heads(raw: &Raw, heads: usize, file: &File) -> Result<usize, ModelError> {
+    let kv_heads = raw.num_key_value_heads.unwrap_or(heads);
+    if kv_heads == 0 || !heads.is_multiple_of(kv_heads) {
+        let reason = format!("{kv_heads} does not divide the {heads} attention heads");
+        return Err(file.wrong("num_key_value_heads", reason));
+    }
+    Ok(kv_heads)
+}
+
+fn rms_norm_eps(raw: &Raw, file: &File) -> Result<f32, ModelError> {
+    let eps = file.need("rms_norm_eps", raw.rms_norm_eps)?;
+    if !(eps.is_finite() && eps >= 0.0) {
+        let reason = format!("{eps} is not a positive number");
+        return Err(file.wrong("rms_norm_eps", reason));
+    }
+    Ok(eps as f32)
 }
 
 #[cfg(test)]

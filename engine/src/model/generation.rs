@@ -4,7 +4,7 @@ use std::path::Path;
 
 use serde::Deserialize;
 
-use super::config::{OneOrMore, read_json};
+use super::raw::{OneOrMore, read_json};
 use super::{ModelConfig, ModelError};
 
 /// The model authors' defaults; absent ones are OpenAI's (temperature 1, nothing cut off).

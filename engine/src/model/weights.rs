@@ -13,7 +13,7 @@ use safetensors::tensor::{Dtype, Metadata, SafeTensors};
 use serde::Deserialize;
 
 use super::ModelError;
-use super::config::read_json;
+use super::raw::read_json;
 
 /// Shards of one model at most.
 const MAX_SHARDS: usize = 4096;
@@ -68,7 +68,19 @@ impl ElementType {
     }
 }
 
-impl Tensor<'_> {
+impl<'a> Tensor<'a> {
+    /// The tensors that this one is a stack of: one for each index of its first dimension.
+    pub fn parts(&self) -> impl Iterator<Item = Tensor<'a>> + use<'a> {
+        let (element, bytes) = (self.element, self.bytes);
+        let shape = self.shape.get(1..).unwrap_or_default();
+        let size = shape.iter().product::<usize>() * element.size();
+        bytes.chunks_exact(size.max(1)).map(move |bytes| Tensor {
+            element,
+            shape,
+            bytes,
+        })
+    }
+
     /// Element `index` in row-major order, widened; none behind the end.
     pub fn get(&self, index: usize) -> Option<f32> {
         let size = self.element.size();
@@ -122,10 +134,7 @@ impl Weights {
             )));
         }
         // A name with a folder in it could reach any file of the machine.
-        if let Some(name) = files
-            .iter()
-            .find(|name| Path::new(name).file_name() != Some(name.as_ref()))
-        {
+        if let Some(name) = files.iter().find(|name| !is_plain_name(name)) {
             return Err(malformed(format!("{name} is not a plain file name")));
         }
         let places: BTreeMap<&String, usize> = files.iter().copied().zip(0..).collect();
@@ -190,6 +199,11 @@ impl Weights {
         })
     }
 
+    /// The folder that was opened.
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
     /// Whether there is a tensor of this name.
     pub fn contains(&self, name: &str) -> bool {
         let listed = self.index.contains_key(name);
@@ -203,15 +217,7 @@ impl Weights {
 
 impl Shard {
     fn open(path: PathBuf) -> Result<Self, ModelError> {
-        let read = |source| ModelError::Read {
-            path: path.clone(),
-            source,
-        };
-        let file = File::open(&path).map_err(read)?;
-        #[expect(unsafe_code, reason = "mapping a file is unsafe: others may change it")]
-        // SAFETY: the map is read-only and outlives no borrow of it. Whoever truncates or rewrites a weight file
-        // under a running worker breaks that worker; model folders are immutable by contract, as with any loader.
-        let map = unsafe { Mmap::map(&file) }.map_err(read)?;
+        let map = map(&path)?;
         let malformed = |error: safetensors::SafeTensorError| ModelError::Malformed {
             path: path.clone(),
             reason: format!("{error} (file of {} bytes)", map.len()),
@@ -225,6 +231,24 @@ impl Shard {
             data,
         })
     }
+}
+
+/// Whether this is the name of a file in the same folder, and not a way to another one.
+pub(super) fn is_plain_name(name: &str) -> bool {
+    Path::new(name).file_name() == Some(name.as_ref())
+}
+
+/// Maps a whole file.
+pub(super) fn map(path: &Path) -> Result<Mmap, ModelError> {
+    let read = |source| ModelError::Read {
+        path: path.to_owned(),
+        source,
+    };
+    let file = File::open(path).map_err(read)?;
+    #[expect(unsafe_code, reason = "mapping a file is unsafe: others may change it")]
+    // SAFETY: the map is read-only and outlives no borrow of it. Whoever truncates or rewrites a weight file
+    // under a running worker breaks that worker; model folders are immutable by contract, as with any loader.
+    unsafe { Mmap::map(&file) }.map_err(read)
 }
 
 #[cfg(test)]

@@ -33,7 +33,7 @@ pub struct SamplingParams {
     pub ignore_eos: bool,
     /// Report the log probability of each token, and of this many most likely ones beside it.
     pub logprobs: Option<u32>,
-    /// Tokens whose log probability to report beside, whatever their rank.
+    /// Tokens whose log probability to report in place of the most likely ones'; needs `logprobs`.
     pub logprob_token_ids: Vec<u32>,
     /// Report the log probability of each prompt token but the first, and of this many most likely ones beside it.
     /// Such a request reads nothing from the prefix cache.
@@ -87,6 +87,7 @@ pub struct TokenLogprob {
     pub logprob: f32,
     /// How many tokens are at least as likely; 1 is the most likely one.
     pub rank: u32,
-    /// The most likely tokens, best first, ties by token id.
+    /// The most likely tokens, best first, ties by token id; or the tokens of
+    /// [`SamplingParams::logprob_token_ids`], in their order, where there are any.
     pub top: Vec<(u32, f32)>,
 }

@@ -3,10 +3,9 @@
 //! Rows may hold anything, as they come from arithmetic on weights that nobody vouches for: what is not a finite
 //! number counts as impossible, and a row without any finite number has no token.
 
-use std::cmp::Ordering;
-
 use super::TokenLogprob;
-use super::philox::Gumbel;
+use super::candidates::Candidates;
+use super::row::{self, Normaliser};
 use crate::backend::{SampleSpec, Sampled};
 
 /// Below this temperature sampling is greedy; vLLM's value.
@@ -19,11 +18,17 @@ pub struct Sampler {
     counts: Vec<u32>,
     /// Whether each token occurs in prompt or output; false between calls.
     seen: Vec<bool>,
+    /// The row before it was changed, where log probabilities are wanted and something changes it.
     raw: Vec<f32>,
-    candidates: Vec<u32>,
+    /// The logits of the allowed tokens, while all others are made impossible.
+    allowed: Vec<f32>,
+    peaks: Vec<f32>,
+    tokens: Vec<u32>,
+    scratch: Vec<f32>,
+    candidates: Candidates,
 }
 
-/// What a draw looks back on.
+/// What a draw looks back on, and what else the request says of single tokens.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct History<'a> {
     /// The prompt's tokens; needed only when penalties are on.
@@ -32,40 +37,111 @@ pub struct History<'a> {
     pub output: &'a [u32],
     /// Tokens that must not come.
     pub banned: &'a [u32],
+    /// Tokens and what is added to their logits, before penalties.
+    pub biases: &'a [(u32, f32)],
+    /// When not empty, no other token may come.
+    pub allowed: &'a [u32],
+    /// When not empty, log probabilities are those of these tokens and not of the most likely ones.
+    pub asked: &'a [u32],
 }
 
 impl Sampler {
-    /// Samples from `logits`, which are overwritten.
+    /// Samples from `logits`, which may be overwritten. In vLLM's order: raw log probabilities, allowed tokens, banned
+    /// tokens, biases, penalties, temperature, min-p, top-k, top-p.
     pub fn sample(
         &mut self,
         spec: &SampleSpec,
         history: History<'_>,
         logits: &mut [f32],
     ) -> Sampled {
-        for logit in logits.iter_mut() {
-            if !logit.is_finite() {
-                *logit = f32::NEG_INFINITY;
+        row::scan(logits, &mut self.peaks);
+        let raw = spec
+            .logprobs
+            .map(|top| self.raw_logprobs(top, history.asked, logits));
+        if history.changes_logits() {
+            if raw.is_some() {
+                self.raw.clear();
+                self.raw.extend_from_slice(logits);
             }
+            self.change(spec, history, logits);
+            row::scan(logits, &mut self.peaks);
         }
-        if spec.logprobs.is_some() {
-            self.raw.clear();
-            self.raw.extend_from_slice(logits);
+        let best = row::argmax(logits, &self.peaks);
+        let token = match best {
+            Some(best) if spec.temperature >= GREEDY_BELOW => {
+                Some(self.candidates.draw(spec, logits, &self.peaks, best))
+            }
+            _ => best,
+        };
+        let logprob = token.zip(raw).map(|(token, (normaliser, top))| {
+            let raw = if history.changes_logits() {
+                &self.raw
+            } else {
+                &*logits
+            };
+            logprob_of(token, raw, normaliser, top)
+        });
+        Sampled { token, logprob }
+    }
+
+    /// The log probability of `target` in a row of logits, and the `top` most likely tokens.
+    pub fn logprob(&mut self, logits: &mut [f32], target: u32, top: u32) -> TokenLogprob {
+        row::scan(logits, &mut self.peaks);
+        let (normaliser, top) = self.raw_logprobs(top, &[], logits);
+        logprob_of(target, logits, normaliser, top)
+    }
+
+    fn raw_logprobs(
+        &mut self,
+        top: u32,
+        asked: &[u32],
+        logits: &[f32],
+    ) -> (Normaliser, Vec<(u32, f32)>) {
+        let normaliser = Normaliser::of(logits, &self.peaks);
+        let with_logprob = |token: &u32| {
+            let logit = logits.get(*token as usize).copied();
+            let logprob = normaliser.logprob(logit.unwrap_or(f32::NEG_INFINITY));
+            (*token, logprob)
+        };
+        if !asked.is_empty() {
+            return (normaliser, asked.iter().map(with_logprob).collect());
+        }
+        let (tokens, scratch) = (&mut self.tokens, &mut self.scratch);
+        row::likeliest(logits, &self.peaks, top as usize, tokens, scratch);
+        (normaliser, tokens.iter().map(with_logprob).collect())
+    }
+
+    /// What the request says of single tokens.
+    fn change(&mut self, spec: &SampleSpec, history: History<'_>, logits: &mut [f32]) {
+        if !history.allowed.is_empty() {
+            self.allow(history.allowed, logits);
         }
         for &token in history.banned {
             if let Some(logit) = logits.get_mut(token as usize) {
                 *logit = f32::NEG_INFINITY;
             }
         }
+        for &(token, bias) in history.biases {
+            if let Some(logit) = logits.get_mut(token as usize) {
+                *logit = finite_or_impossible(*logit + bias);
+            }
+        }
         self.penalise(spec, history, logits);
-        let token = if spec.temperature >= GREEDY_BELOW {
-            self.draw(spec, logits)
-        } else {
-            argmax(logits)
-        };
-        let logprob = token
-            .zip(spec.logprobs)
-            .map(|(token, top)| self.logprob(token, top));
-        Sampled { token, logprob }
+    }
+
+    /// Makes all tokens impossible but the `allowed`.
+    fn allow(&mut self, allowed: &[u32], logits: &mut [f32]) {
+        let vocabulary = logits.len();
+        let known = allowed
+            .iter()
+            .filter(|token| (**token as usize) < vocabulary);
+        self.allowed.clear();
+        let logits_of = known.clone().map(|token| logits[*token as usize]);
+        self.allowed.extend(logits_of);
+        logits.fill(f32::NEG_INFINITY);
+        for (token, logit) in known.zip(&self.allowed) {
+            logits[*token as usize] = *logit;
+        }
     }
 
     /// Repetition, frequency and presence penalties, each token once, however often it occurs.
@@ -102,9 +178,7 @@ impl Sampler {
             if count > 0 {
                 *logit -= spec.presence_penalty;
             }
-            if !logit.is_finite() {
-                *logit = f32::NEG_INFINITY;
-            }
+            *logit = finite_or_impossible(*logit);
         }
         for &token in history.prompt.iter().chain(history.output) {
             if let Some(seen) = self.seen.get_mut(token as usize) {
@@ -112,113 +186,39 @@ impl Sampler {
             }
         }
     }
+}
 
-    /// Temperature, min-p, top-k, top-p, then a draw among what is left.
-    fn draw(&mut self, spec: &SampleSpec, logits: &mut [f32]) -> Option<u32> {
-        let best = logits[argmax(logits)? as usize];
-        // The most likely token goes to 0, so that a tiny temperature cannot overflow the others upwards.
-        for logit in logits.iter_mut() {
-            *logit = (*logit - best) / spec.temperature;
-        }
-        let floor = if spec.min_p > 0.0 {
-            spec.min_p.min(1.0).ln()
-        } else {
-            f32::MIN
-        };
-        let candidates = &mut self.candidates;
-        candidates.clear();
-        candidates
-            .extend((0..logits.len() as u32).filter(|token| logits[*token as usize] >= floor));
-        keep_top_k(candidates, logits, spec.top_k as usize);
-        keep_top_p(candidates, logits, spec.top_p);
-        let mut gumbel = Gumbel::new(spec.seed, spec.position);
-        let mut winner: Option<(f32, u32)> = None;
-        for &token in candidates.iter() {
-            let value = logits[token as usize] + gumbel.noise(token);
-            if winner.is_none_or(|(best, _)| value > best) {
-                winner = Some((value, token));
-            }
-        }
-        winner.map(|(_, token)| token)
-    }
-
-    /// The log probability of `token` in the raw row, and the `top` most likely ones.
-    fn logprob(&mut self, token: u32, top: u32) -> TokenLogprob {
-        let raw = &self.raw;
-        let best = raw.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-        let sum: f64 = raw.iter().map(|logit| f64::from(logit - best).exp()).sum();
-        let normaliser = best + sum.ln() as f32;
-        let chosen = raw
-            .get(token as usize)
-            .copied()
-            .unwrap_or(f32::NEG_INFINITY);
-        let tokens = &mut self.candidates;
-        tokens.clear();
-        tokens.extend(0..raw.len() as u32);
-        let count = (top as usize).min(tokens.len());
-        if count > 0 && count < tokens.len() {
-            tokens.select_nth_unstable_by(count - 1, |a, b| likelier(raw, *a, *b));
-        }
-        tokens.truncate(count);
-        tokens.sort_unstable_by(|a, b| likelier(raw, *a, *b));
-        TokenLogprob {
-            logprob: chosen - normaliser,
-            rank: raw.iter().filter(|logit| **logit >= chosen).count() as u32,
-            top: tokens
-                .iter()
-                .map(|token| (*token, raw[*token as usize] - normaliser))
-                .collect(),
-        }
+impl History<'_> {
+    fn changes_logits(&self) -> bool {
+        !(self.prompt.is_empty()
+            && self.output.is_empty()
+            && self.banned.is_empty()
+            && self.biases.is_empty()
+            && self.allowed.is_empty())
     }
 }
 
-/// The first of the largest logits; none when no logit is finite.
-fn argmax(logits: &[f32]) -> Option<u32> {
-    let mut best: Option<(f32, usize)> = None;
-    for (token, &logit) in logits.iter().enumerate() {
-        if logit > best.map_or(f32::NEG_INFINITY, |(best, _)| best) {
-            best = Some((logit, token));
-        }
+fn finite_or_impossible(logit: f32) -> f32 {
+    if logit.is_finite() {
+        logit
+    } else {
+        f32::NEG_INFINITY
     }
-    best.map(|(_, token)| token as u32)
 }
 
-/// Keeps the `k` likeliest, and those as likely as the last of them; ascending order of tokens is kept.
-fn keep_top_k(candidates: &mut Vec<u32>, logits: &[f32], k: usize) {
-    if k == 0 || k >= candidates.len() {
-        return;
+fn logprob_of(
+    token: u32,
+    raw: &[f32],
+    normaliser: Normaliser,
+    top: Vec<(u32, f32)>,
+) -> TokenLogprob {
+    let logit = raw.get(token as usize).copied();
+    let logit = logit.unwrap_or(f32::NEG_INFINITY);
+    TokenLogprob {
+        logprob: normaliser.logprob(logit),
+        rank: row::count_at_least(raw, logit),
+        top,
     }
-    let (_, &mut last, _) =
-        candidates.select_nth_unstable_by(k - 1, |a, b| likelier(logits, *a, *b));
-    let threshold = logits[last as usize];
-    candidates.retain(|token| logits[*token as usize] >= threshold);
-    candidates.sort_unstable();
-}
-
-/// Keeps the likeliest whose probabilities, among the candidates, add up to `top_p`; at least one.
-fn keep_top_p(candidates: &mut Vec<u32>, logits: &[f32], top_p: f32) {
-    if top_p.is_nan() || top_p >= 1.0 {
-        return;
-    }
-    let weight = |token: u32| f64::from(logits[token as usize]).exp();
-    candidates.sort_unstable_by(|a, b| likelier(logits, *a, *b));
-    let goal = f64::from(top_p) * candidates.iter().map(|token| weight(*token)).sum::<f64>();
-    let mut sum = 0.0;
-    let kept = candidates.iter().take_while(|token| {
-        let before = sum;
-        sum += weight(**token);
-        before < goal
-    });
-    let kept = kept.count().max(1);
-    candidates.truncate(kept);
-    candidates.sort_unstable();
-}
-
-/// Higher logit first, then lower token id: a total order, so results never depend on how a sort went about it.
-fn likelier(logits: &[f32], a: u32, b: u32) -> Ordering {
-    logits[b as usize]
-        .total_cmp(&logits[a as usize])
-        .then(a.cmp(&b))
 }
 
 #[cfg(test)]

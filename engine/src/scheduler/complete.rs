@@ -34,6 +34,7 @@ impl Scheduler {
     /// Blocks are published here and not when they are planned: a reader of the KV events may count on them.
     pub fn complete(&mut self, output: &mut StepOutput, now: Duration, outcome: &mut Outcome) {
         outcome.clear();
+        self.pool.transferred();
         let planned = std::mem::take(&mut self.planned);
         let mut rows = output.prompt_logprobs.drain(..);
         let mut embeddings = output.embeddings.drain(..);
@@ -113,6 +114,7 @@ impl Scheduler {
         if appended.first_token_wait.is_some() {
             self.totals.prompt_tokens += sequence.prompt_len as u64;
             self.totals.prompt_tokens_cached += u64::from(update.cached_tokens);
+            self.totals.prompt_tokens_cached_host += u64::from(sequence.cached_tokens_host);
         }
         let report = &mut outcome.report;
         report.first_token_waits.extend(appended.first_token_wait);
@@ -136,6 +138,8 @@ impl Scheduler {
             let reason = "the backend computed no embedding";
             return self.end_with_error(number, reason, now, outcome);
         }
+        let sequence = self.sequences.get(&number)?;
+        self.totals.prompt_tokens_cached_host += u64::from(sequence.cached_tokens_host);
         let (update, report) = self.abort(number, Finish::Stop { token: None }, now)?;
         self.totals.prompt_tokens += u64::from(report.prompt_tokens);
         self.totals.prompt_tokens_cached += u64::from(report.cached_tokens);

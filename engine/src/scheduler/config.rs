@@ -35,6 +35,8 @@ pub struct SchedulerConfig {
     pub long_prefill_token_threshold: Option<u32>,
     /// While requests generate, a step may take this many times what it would take without prompts; none is no limit.
     pub max_decode_slowdown: Option<f64>,
+    /// KV blocks of the second tier, in host memory; 0 is no such tier. It needs a prefix cache.
+    pub host_blocks: u32,
 }
 
 /// Who comes first.
@@ -66,6 +68,7 @@ impl Default for SchedulerConfig {
             max_num_queued_tokens: None,
             long_prefill_token_threshold: None,
             max_decode_slowdown: None,
+            host_blocks: 0,
         }
     }
 }

@@ -37,6 +37,7 @@ pub struct Prepared {
     pub(super) sampling: SamplingParams,
     pub(super) max_tokens: u32,
     pub(super) cache_salt: Option<Arc<str>>,
+    pub(super) report_reused_blocks: bool,
     pub(super) priority: i32,
     pub(super) task: Task,
     pub(super) deadline: Option<Duration>,
@@ -102,6 +103,7 @@ impl Intake {
             priority,
             task,
             deadline,
+            report_reused_blocks,
             ..
         } = request;
         if priority != 0 && self.policy == Policy::Fcfs {
@@ -131,6 +133,7 @@ impl Intake {
             sampling,
             max_tokens,
             cache_salt,
+            report_reused_blocks,
             priority,
             task,
             deadline,

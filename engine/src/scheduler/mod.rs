@@ -39,6 +39,6 @@ pub use complete::Outcome;
 pub use config::{ConfigError, Policy, QueueBound, QueueLimits, SchedulerConfig};
 pub use intake::{Intake, Prepared, Refused};
 pub use pause::Pause;
-pub use report::{RequestReport, Stats, StepReport};
+pub use report::{Phases, RequestReport, Stats, StepReport};
 pub use request::{Finish, NewRequest, Task, TokenUpdate};
 pub use schedule::{Scheduler, SequenceNumber};

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::Finish;
+use super::{Finish, SequenceNumber};
 
 /// The engine's state between two steps, and its totals since the start.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -36,6 +36,8 @@ pub struct Stats {
     /// vLLM's number of the level at which the backend sleeps, 0 awake. The scheduler leaves it at 0; the engine
     /// thread knows.
     pub sleep_level: u32,
+    /// The part of `prompt_tokens_cached` that was in host memory; the rest was on the device.
+    pub prompt_tokens_cached_host: u64,
 }
 
 impl Stats {
@@ -45,6 +47,25 @@ impl Stats {
             return 0.0;
         }
         f64::from(self.blocks_used) / f64::from(self.blocks_total)
+    }
+
+    /// Adds another rank's numbers to these.
+    pub fn add(&mut self, other: &Self) {
+        self.running += other.running;
+        self.waiting += other.waiting;
+        self.blocks_used += other.blocks_used;
+        self.blocks_total += other.blocks_total;
+        self.prefix_queries += other.prefix_queries;
+        self.prefix_hits += other.prefix_hits;
+        self.preemptions += other.preemptions;
+        self.prompt_tokens += other.prompt_tokens;
+        self.prompt_tokens_cached += other.prompt_tokens_cached;
+        self.generated_tokens += other.generated_tokens;
+        self.prompt_tokens_cached_host += other.prompt_tokens_cached_host;
+        self.waiting_deferred += other.waiting_deferred;
+        self.queued_tokens += other.queued_tokens;
+        self.prefill_tokens_per_second += other.prefill_tokens_per_second;
+        self.sleep_level = self.sleep_level.max(other.sleep_level);
     }
 }
 
@@ -77,6 +98,8 @@ pub struct StepReport {
 /// The life of one request. Times are since the engine's start.
 #[derive(Clone, Debug)]
 pub struct RequestReport {
+    /// The scheduler's name for it.
+    pub number: SequenceNumber,
     /// Tokens in the prompt.
     pub prompt_tokens: u32,
     /// Prompt tokens found in the prefix cache at admission.
@@ -99,4 +122,28 @@ pub struct RequestReport {
     pub last_token_at: Option<Duration>,
     /// When it ended.
     pub finished_at: Duration,
+}
+
+/// How long each phase of a request took; none for a phase that it did not complete.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Phases {
+    /// Arrival to first scheduled.
+    pub queue: Option<Duration>,
+    /// First scheduled to first token.
+    pub prefill: Option<Duration>,
+    /// First token to last token.
+    pub decode: Option<Duration>,
+}
+
+impl RequestReport {
+    /// The request's phases; a preemption lies inside of the one that it interrupts.
+    pub fn phases(&self) -> Phases {
+        let between =
+            |from: Option<Duration>, to: Option<Duration>| Some(to?.saturating_sub(from?));
+        Phases {
+            queue: between(Some(self.arrived_at), self.scheduled_at),
+            prefill: between(self.scheduled_at, self.first_token_at),
+            decode: between(self.first_token_at, self.last_token_at),
+        }
+    }
 }

@@ -22,6 +22,11 @@ pub struct NewRequest {
     pub task: Task,
     /// Since its arrival: a request that has not ended by then ends with an error.
     pub deadline: Option<Duration>,
+    /// Announce the blocks that it finds in the prefix cache as well as those it computes; vLLM's
+    /// `kv_cache_report_mode` of `full`.
+    pub report_reused_blocks: bool,
+    /// The data-parallel rank that must run it; none leaves the choice to [`crate::worker::Ranks`].
+    pub data_parallel_rank: Option<u32>,
 }
 
 /// What a request wants.
@@ -45,6 +50,8 @@ impl NewRequest {
             priority: 0,
             task: Task::Generate,
             deadline: None,
+            report_reused_blocks: false,
+            data_parallel_rank: None,
         }
     }
 }

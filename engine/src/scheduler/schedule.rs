@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
+use pointsman_proto::block_hash::BlockDigest;
 use pointsman_proto::kv_events::Event;
 use rustc_hash::FxHashMap;
 use tracing::debug;
@@ -15,8 +16,8 @@ use super::{
     ConfigError, Finish, Intake, Pause, Prepared, QueueLimits, RequestReport, SchedulerConfig,
     Stats, TokenUpdate,
 };
-use crate::backend::Step;
-use crate::kv::{BlockId, BlockPool};
+use crate::backend::{BlockCopy, BlockPlace, Step};
+use crate::kv::{BlockPool, Hit, Transfer};
 
 /// A request's number in this engine: its place in the order of arrival, never used twice.
 pub type SequenceNumber = u64;
@@ -42,7 +43,7 @@ pub struct Scheduler {
     pub(super) paused: Option<Pause>,
     next_number: SequenceNumber,
     pub(super) totals: Stats,
-    hits: Vec<BlockId>,
+    hits: Vec<Hit>,
     pub(super) cost: CostModel,
     pub(super) rate: PrefillRate,
     /// Tokens of prompts in the latest step that had any.
@@ -76,7 +77,8 @@ impl Scheduler {
     pub fn new(config: SchedulerConfig) -> Result<Self, ConfigError> {
         config.check()?;
         Ok(Self {
-            pool: BlockPool::new(config.blocks, config.block_size, config.kv_events),
+            pool: BlockPool::new(config.blocks, config.block_size, config.kv_events)
+                .with_host(config.host_blocks),
             sequences: FxHashMap::default(),
             running: Vec::with_capacity(config.max_num_seqs as usize),
             waiting: BTreeSet::new(),
@@ -160,8 +162,8 @@ impl Scheduler {
         }
     }
 
-    /// Changes of the prefix cache since the last call, in order.
-    pub fn take_events(&mut self) -> Vec<Event> {
+    /// Changes of the prefix cache since the last call, in order. They are true once the step formed last is computed.
+    pub fn take_events(&mut self) -> Vec<Event<BlockDigest>> {
         self.pool.take_events()
     }
 
@@ -190,8 +192,13 @@ impl Scheduler {
             room.bound_time(&self.cost, decodes, slowdown, self.prompt_tokens_before);
         }
         self.plan_prompts(now, room);
+        if self.planned.is_empty() {
+            return false;
+        }
         self.fill(step);
-        !self.planned.is_empty()
+        self.pool
+            .take_transfers(|transfer| step.copies.push(block_copy(transfer)));
+        true
     }
 
     /// Writes what is planned into `step`.
@@ -277,18 +284,16 @@ impl Scheduler {
         self.hits.clear();
         self.pool
             .lookup(sequence.reusable_digests(block_size), &mut self.hits);
-        let hits = self.hits.len();
-        let missing = (sequence.tokens.len().div_ceil(block_size) - hits) as u32;
-        if self.pool.free() - self.pool.count_free(&self.hits) < missing {
+        let blocks = sequence.tokens.len().div_ceil(block_size);
+        if !self.pool.admit(&self.hits, blocks, &mut sequence.table) {
             return false;
         }
-        self.pool.hold(&self.hits);
-        sequence.table.extend_from_slice(&self.hits);
-        self.pool.allocate(missing, &mut sequence.table);
-        sequence.admit(hits, block_size, now);
+        sequence.admit(&self.hits, block_size, now, &mut self.pool);
         if sequence.cached_tokens.is_none() {
-            let cached = (hits * block_size) as u32;
+            let cached = (self.hits.len() * block_size) as u32;
             sequence.cached_tokens = Some(cached);
+            let loads = self.hits.iter().filter(|hit| matches!(hit, Hit::Host(_)));
+            sequence.cached_tokens_host = (loads.count() * block_size) as u32;
             if self.config.prefix_cache.is_some() && sequence.reads_cache() {
                 self.totals.prefix_queries += sequence.prompt_len as u64;
                 self.totals.prefix_hits += u64::from(cached);
@@ -371,6 +376,14 @@ impl Planned {
             filled: Filled::default(),
         }
     }
+}
+
+fn block_copy(transfer: Transfer) -> BlockCopy {
+    let (from, to) = match transfer {
+        Transfer::Save { from, to } => (BlockPlace::Device(from.0), BlockPlace::Host(to.0)),
+        Transfer::Load { from, to } => (BlockPlace::Host(from.0), BlockPlace::Device(to.0)),
+    };
+    BlockCopy { from, to }
 }
 
 /// The seed of a request that brings none: SplitMix64's finaliser over the engine's seed and the request's number.

@@ -8,7 +8,7 @@ use pointsman_proto::block_hash::BlockDigest;
 
 use super::{Finish, Prepared, RequestReport, Task};
 use crate::backend::{PromptRow, Step, StepSequence};
-use crate::kv::{BlockId, BlockPool, HashRecipe, Run};
+use crate::kv::{BlockId, BlockPool, HashRecipe, Hit, Run};
 use crate::sample::{SamplingParams, TokenLogprob};
 
 /// Order among requests: lower priority value first, then arrival.
@@ -46,6 +46,10 @@ pub(super) struct Sequence {
     rows_known: usize,
     /// When it ends, finished or not.
     pub(super) deadline_at: Option<Duration>,
+    /// Those of them that were in host memory.
+    pub(super) cached_tokens_host: u32,
+    /// Reused blocks are announced like computed ones.
+    report_reused_blocks: bool,
     preemptions: u32,
     arrived_at: Duration,
     scheduled_at: Option<Duration>,
@@ -81,6 +85,8 @@ impl Sequence {
             max_tokens: request.max_tokens,
             cache_salt: request.cache_salt,
             cached_tokens: None,
+            cached_tokens_host: 0,
+            report_reused_blocks: request.report_reused_blocks,
             preemptions: 0,
             arrived_at: now,
             scheduled_at: None,
@@ -105,11 +111,28 @@ impl Sequence {
         &self.digests[..self.digests.len().min(blocks_max)]
     }
 
-    /// Starts, or starts again after a preemption, with `table` beginning with `hits` cached blocks.
-    pub(super) fn admit(&mut self, hits: usize, block_size: usize, now: Duration) {
-        self.committed = hits;
-        self.computed = hits * block_size;
+    /// Starts, or starts again after a preemption, with `table` beginning with the cached blocks `hits`. Those that
+    /// are only being loaded are cached on the device once they are committed with the first ones computed.
+    pub(super) fn admit(
+        &mut self,
+        hits: &[Hit],
+        block_size: usize,
+        now: Duration,
+        pool: &mut BlockPool,
+    ) {
+        let on_device = |hit: &&Hit| matches!(hit, Hit::Device(_));
+        self.committed = hits.iter().take_while(on_device).count();
+        self.computed = hits.len() * block_size;
         self.scheduled_at.get_or_insert(now);
+        if self.report_reused_blocks {
+            let run = Run {
+                digests: &self.digests[..hits.len()],
+                tokens: &self.tokens,
+                first: 0,
+                cache_salt: self.cache_salt.as_ref(),
+            };
+            pool.announce_again(&run, hits);
+        }
     }
 
     /// Loses its blocks; its tokens stay.
@@ -218,7 +241,7 @@ impl Sequence {
             digests: &self.digests[..full],
             tokens,
             first: self.committed,
-            cache_salt: salt,
+            cache_salt: self.cache_salt.as_ref(),
         };
         pool.commit(&run, &mut self.table);
         self.committed = full;
@@ -240,6 +263,7 @@ impl Sequence {
 
     pub(super) fn report(&self, finish: Finish, now: Duration) -> RequestReport {
         RequestReport {
+            number: self.key.number,
             prompt_tokens: self.prompt_len as u32,
             cached_tokens: self.cached_tokens.unwrap_or(0),
             generated_tokens: self.generated() as u32,

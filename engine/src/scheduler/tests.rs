@@ -9,6 +9,7 @@ mod time;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use pointsman_proto::block_hash::BlockDigest;
 use pointsman_proto::kv_events::Event;
 
 use super::*;
@@ -63,14 +64,14 @@ struct Rig {
     cached: BTreeMap<SequenceNumber, u32>,
     prompt_logprobs: BTreeMap<SequenceNumber, Vec<TokenLogprob>>,
     embeddings: BTreeMap<SequenceNumber, Vec<f32>>,
-    events: Vec<Event>,
+    events: Vec<Event<BlockDigest>>,
 }
 
 impl Rig {
     fn new(config: SchedulerConfig) -> Self {
         let mut backend = HashBackend::new(config.vocab_size);
         let layout = KvLayout {
-            host_blocks: 0,
+            host_blocks: config.host_blocks,
             block_size: config.block_size,
             blocks: config.blocks,
         };

@@ -1,10 +1,12 @@
 //! What the flags come to for this model on this backend. Pure.
 
+use pointsman_proto::block_hash::DEFAULT_SEED;
+
 use super::ServeError;
 use crate::backend::{BackendChoice, BackendInfo};
 use crate::export::kv_events::KvEventsConfig;
 use crate::flags::{BackendName, Flags, SchedulingPolicy};
-use crate::kv::HashRecipe;
+use crate::kv::{HashAlgorithm, HashRecipe};
 use crate::model::Model;
 use crate::worker::{Policy, SchedulerConfig};
 
@@ -16,6 +18,17 @@ pub(super) fn backend(name: BackendName) -> BackendChoice {
         BackendName::Auto => BackendChoice::Auto,
         BackendName::Cpu => BackendChoice::Cpu,
     }
+}
+
+/// Threads of each rank's backend: an equal part of all, and at least one. 0 stands for as many as there are cores.
+pub(super) fn threads_per_rank(flags: &Flags) -> usize {
+    let ranks = flags.fleet.data_parallel_size.max(1) as usize;
+    let threads = match flags.threads {
+        Some(threads) => threads as usize,
+        None if ranks == 1 => return 0,
+        None => std::thread::available_parallelism().map_or(1, usize::from),
+    };
+    (threads / ranks).max(1)
 }
 
 /// The context in tokens: the flag's if it is not more than the model's.
@@ -35,16 +48,22 @@ pub(super) fn scheduler(
     backend: &BackendInfo,
     context_tokens: u32,
 ) -> SchedulerConfig {
-    let prefix_cache = flags
-        .prefix_caching()
-        .then(|| HashRecipe::sha256_cbor(&flags.block_hash_seed));
+    let prefix_cache = flags.prefix_caching().then(|| {
+        let algorithm = flags.prefix_caching_hash_algo;
+        HashRecipe::new(algorithm, &hash_seed(flags, algorithm))
+    });
+    let block_bytes = block_bytes(flags, backend.kv_bytes_per_token as u64);
+    let host_blocks = prefix_cache
+        .as_ref()
+        .map_or(0, |_| host_blocks(flags, block_bytes));
     let kv_events = flags
         .kv_events_config
         .as_ref()
         .is_some_and(KvEventsConfig::publishes);
     SchedulerConfig {
         block_size: flags.block_size,
-        blocks: kv_blocks(flags, backend.kv_bytes_per_token as u64, context_tokens),
+        blocks: kv_blocks(flags, block_bytes, context_tokens),
+        host_blocks,
         max_num_seqs: flags.max_num_seqs,
         max_num_batched_tokens: flags.max_num_batched_tokens,
         max_num_queued: flags.max_num_queued_reqs,
@@ -67,11 +86,10 @@ pub(super) fn scheduler(
 }
 
 /// Number of KV blocks, the null block included: as said, or as many as the memory holds.
-fn kv_blocks(flags: &Flags, bytes_per_token: u64, context_tokens: u32) -> u32 {
+fn kv_blocks(flags: &Flags, block_bytes: u64, context_tokens: u32) -> u32 {
     if let Some(blocks) = flags.num_gpu_blocks_override {
         return blocks;
     }
-    let block_bytes = (bytes_per_token * u64::from(flags.block_size)).max(1);
     let blocks = if let Some(bytes) = flags.kv_cache_memory_bytes {
         bytes / block_bytes
     } else {
@@ -82,6 +100,25 @@ fn kv_blocks(flags: &Flags, bytes_per_token: u64, context_tokens: u32) -> u32 {
     u32::try_from(blocks).unwrap_or(u32::MAX)
 }
 
+fn block_bytes(flags: &Flags, bytes_per_token: u64) -> u64 {
+    (bytes_per_token * u64::from(flags.block_size)).max(1)
+}
+
+/// Blocks of the second tier: as many as its memory holds.
+fn host_blocks(flags: &Flags, block_bytes: u64) -> u32 {
+    // One number less than u32 has, because the tier's list counts one place more than it has blocks.
+    u32::try_from(flags.kv_offloading_size / block_bytes).map_or(u32::MAX - 1, |blocks| blocks)
+}
+
+/// The seed that was chosen, or vLLM's, or for this process alone.
+fn hash_seed(flags: &Flags, algorithm: HashAlgorithm) -> String {
+    match &flags.block_hash_seed {
+        Some(seed) => seed.clone(),
+        None if algorithm.wants_random_seed() => format!("{:032x}", rand::random::<u128>()),
+        None => DEFAULT_SEED.to_owned(),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use clap::Parser;
@@ -90,7 +127,7 @@ mod tests {
 
     fn blocks(flags: &[&str], bytes_per_token: u64) -> u32 {
         let flags = Flags::parse_from(["engine", "--model", "m"].iter().chain(flags));
-        kv_blocks(&flags, bytes_per_token, 2048)
+        kv_blocks(&flags, block_bytes(&flags, bytes_per_token), 2048)
     }
 
     #[test]
@@ -110,6 +147,32 @@ mod tests {
         assert_eq!(blocks(&["--kv-cache-memory-bytes", "1MiB"], 1024), 64);
         assert_eq!(blocks(&["--max-num-seqs", "2"], 1024), 2 * 128 + 1);
         assert_eq!(blocks(&[], 1 << 20), 64, "the default is bounded by memory");
+    }
+
+    #[test]
+    fn the_second_tier_has_the_blocks_that_its_memory_holds() {
+        let blocks = |size| {
+            let flags = Flags::parse_from(["engine", "--model", "m", "--kv-offloading-size", size]);
+            host_blocks(&flags, block_bytes(&flags, 1024))
+        };
+        assert_eq!(blocks("0"), 0);
+        assert_eq!(blocks("1MiB"), 64);
+        assert_eq!(blocks("0.5"), 32_768);
+    }
+
+    #[test]
+    fn seeds_are_random_where_that_keeps_strangers_apart() {
+        let seed = |flags: &[&str], algorithm| {
+            let flags = Flags::parse_from(["engine", "--model", "m"].iter().chain(flags));
+            hash_seed(&flags, algorithm)
+        };
+        assert_eq!(seed(&[], HashAlgorithm::Sha256Cbor), DEFAULT_SEED);
+        assert_ne!(
+            seed(&[], HashAlgorithm::Siphash),
+            seed(&[], HashAlgorithm::Siphash)
+        );
+        let chosen = ["--block-hash-seed", "0"];
+        assert_eq!(seed(&chosen, HashAlgorithm::Siphash), "0");
     }
 
     #[test]

@@ -17,9 +17,9 @@ use tokio::time::timeout;
 use tracing::{error, info, warn};
 
 use super::ServeError;
+use super::telling::Telling;
 use crate::backend::BackendInfo;
-use crate::export::metrics::{MetricsPage, UPKEEP_INTERVAL};
-use crate::worker::EngineHandle;
+use crate::worker::{EngineHandle, Ranks};
 
 /// How long requests that were aborted, and then connections, may take to end.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
@@ -30,9 +30,9 @@ pub struct Server {
     pub(super) listener: TcpListener,
     pub(super) address: SocketAddr,
     pub(super) router: Router,
-    pub(super) engine: EngineHandle,
-    pub(super) metrics: MetricsPage,
-    pub(super) thread: JoinHandle<()>,
+    pub(super) engine: Ranks,
+    pub(super) threads: Vec<JoinHandle<()>>,
+    pub(super) telling: Telling,
     pub(super) drain_timeout: Duration,
     pub(super) summary: Summary,
 }
@@ -42,15 +42,14 @@ pub struct Server {
 pub(super) struct Summary {
     pub(super) model: String,
     pub(super) backend: BackendInfo,
+    pub(super) ranks: u32,
+    /// Of each rank, as the limits are.
     pub(super) blocks: u32,
     pub(super) block_size: u32,
     pub(super) context_tokens: u32,
-    pub(super) model_ms: u64,
-    pub(super) tokenizer_ms: u64,
-    pub(super) backend_ms: u64,
-    /// KV memory, KV-event sockets and the first step.
-    pub(super) kv_ms: u64,
-    pub(super) total_ms: u64,
+    /// How long each part of the start took: the configuration and the weights' files, the tokenizer, the weights in
+    /// the backend's form, then KV memory, KV-event sockets and a first step, and all together.
+    pub(super) parts: [(&'static str, Duration); 5],
 }
 
 impl Server {
@@ -59,8 +58,13 @@ impl Server {
         self.address
     }
 
-    /// The engine behind the server.
+    /// The engine behind the server; of several ranks the first.
     pub fn engine(&self) -> &EngineHandle {
+        self.engine.first()
+    }
+
+    /// All engines behind the server.
+    pub fn ranks(&self) -> &Ranks {
         &self.engine
     }
 
@@ -75,12 +79,11 @@ impl Server {
             listener,
             router,
             engine,
-            metrics,
-            thread,
+            threads,
+            telling,
             drain_timeout,
             ..
         } = self;
-        let upkeep = tokio::spawn(keep_up(metrics));
         let (close, closed) = oneshot::channel::<()>();
         // Tokens are small writes; waiting to join them to larger ones would show as inter-token latency.
         let listener = listener.tap_io(|stream| {
@@ -109,12 +112,13 @@ impl Server {
             warn!("connections are still open; closing them");
             server.abort();
         }
-        upkeep.abort();
         drop(engine);
-        let joined = tokio::task::spawn_blocking(move || thread.join());
-        if !matches!(timeout(CLOSE_TIMEOUT, joined).await, Ok(Ok(Ok(())))) {
-            error!("engine thread did not end");
+        let join = move || threads.into_iter().all(|thread| thread.join().is_ok());
+        let joined = tokio::task::spawn_blocking(join);
+        if !matches!(timeout(CLOSE_TIMEOUT, joined).await, Ok(Ok(true))) {
+            error!("an engine thread did not end");
         }
+        telling.finish(CLOSE_TIMEOUT).await;
         info!("stopped");
         Ok(())
     }
@@ -122,26 +126,29 @@ impl Server {
 
 impl Summary {
     fn log(&self, address: SocketAddr) {
+        let milliseconds = self.parts.map(|(_, took)| took.as_millis() as u64);
+        let [model_ms, tokenizer_ms, backend_ms, kv_ms, total_ms] = milliseconds;
         info!(
             %address,
             model = self.model,
             backend = self.backend.name,
             device = self.backend.device,
+            ranks = self.ranks,
             blocks = self.blocks,
             block_size = self.block_size,
             context_tokens = self.context_tokens,
-            model_ms = self.model_ms,
-            tokenizer_ms = self.tokenizer_ms,
-            backend_ms = self.backend_ms,
-            kv_ms = self.kv_ms,
-            total_ms = self.total_ms,
+            model_ms,
+            tokenizer_ms,
+            backend_ms,
+            kv_ms,
+            total_ms,
             "serving"
         );
     }
 }
 
 /// Refuses new requests and waits for the running ones, for `limit` at most; then aborts what is left.
-async fn drain(engine: &EngineHandle, limit: Duration) {
+async fn drain(engine: &Ranks, limit: Duration) {
     engine.drain();
     info!(requests = engine.live_requests(), "draining");
     if timeout(limit, engine.idle()).await.is_ok() {
@@ -161,14 +168,5 @@ fn http_ended(ended: Result<io::Result<()>, tokio::task::JoinError>) -> Result<(
     match ended {
         Ok(result) => result.map_err(ServeError::Http),
         Err(error) => Err(ServeError::Http(io::Error::other(error))),
-    }
-}
-
-/// Folds histogram samples for as long as it is polled, whether or not anybody scrapes.
-async fn keep_up(metrics: MetricsPage) {
-    let mut ticks = tokio::time::interval(UPKEEP_INTERVAL);
-    loop {
-        ticks.tick().await;
-        metrics.upkeep();
     }
 }

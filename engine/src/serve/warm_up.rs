@@ -50,4 +50,8 @@ impl Backend for WarmedUp {
     fn wake(&mut self) -> Result<(), BackendError> {
         self.0.wake()
     }
+
+    fn another(&self) -> Result<Box<dyn Backend>, BackendError> {
+        Ok(Box::new(Self(self.0.another()?)))
+    }
 }

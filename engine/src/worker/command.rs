@@ -5,6 +5,7 @@ use std::sync::Arc;
 use tokio::sync::{mpsc, oneshot};
 
 use super::handle::ClosedBy;
+use super::observer::RequestWatch;
 use crate::backend::SleepLevel;
 use crate::scheduler::{Prepared, TokenUpdate};
 
@@ -17,6 +18,7 @@ pub(super) enum Command {
         updates: mpsc::Sender<TokenUpdate>,
         closed: Arc<ClosedBy>,
         ticket: u64,
+        watch: Option<Arc<dyn RequestWatch>>,
     },
     /// Empty the prefix cache; with `preempt_running`, running requests give up their blocks for it.
     ResetPrefixCache {

@@ -18,11 +18,11 @@ use super::command::{Command, Quiet};
 use super::handle::ClosedBy;
 use super::pause::tell;
 use super::shared::Shared;
-use super::{EngineHandle, EventSink, Observer};
+use super::{EngineHandle, EventSink, Observer, RequestWatch};
 use crate::backend::{Backend, BackendError, KvLayout, SleepLevel, Step, StepOutput};
 use crate::scheduler::{
-    ConfigError, Finish, Outcome, Prepared, Scheduler, SchedulerConfig, SequenceNumber, Stats,
-    TokenUpdate,
+    ConfigError, Finish, Outcome, Prepared, RequestReport, Scheduler, SchedulerConfig,
+    SequenceNumber, Stats, TokenUpdate,
 };
 
 /// Commands besides the submissions of live requests that may be on their way; a further one waits for its turn.
@@ -59,10 +59,12 @@ pub fn start(
     let layout = KvLayout {
         block_size: config.block_size,
         blocks: config.blocks,
-        host_blocks: 0,
+        host_blocks: config.host_blocks,
     };
-    let scheduler = Scheduler::new(config)?;
+    config.check()?;
+    // What does not fit is refused before books are kept of it.
     backend.allocate(&layout)?;
+    let scheduler = Scheduler::new(config)?;
     let limits = scheduler.queue_limits();
     let shared = Arc::new(Shared::new(scheduler.intake(), limits));
     let (sender, commands) = mpsc::channel(limits.live_max() + CONTROL_COMMANDS);
@@ -118,6 +120,7 @@ pub(super) struct Client {
     updates: mpsc::Sender<TokenUpdate>,
     closed: Arc<ClosedBy>,
     ticket: u64,
+    watch: Option<Arc<dyn RequestWatch>>,
 }
 
 impl Engine {
@@ -126,6 +129,7 @@ impl Engine {
         self.publish_events();
         self.publish_gauges();
         while self.take_commands() {
+            self.shared.progress.note();
             self.end_leaving();
             self.settle();
             self.step();
@@ -180,11 +184,13 @@ impl Engine {
                 updates,
                 closed,
                 ticket,
+                watch,
             } => {
                 let client = Client {
                     updates,
                     closed,
                     ticket,
+                    watch,
                 };
                 self.take_request(*request, client);
             }
@@ -260,6 +266,7 @@ impl Engine {
         for (number, finish) in self.leaving.drain(..) {
             if let Some((update, report)) = self.scheduler.abort(number, finish, now) {
                 self.observer.request_finished(&report);
+                tell_watch(&self.clients, &report);
                 updates.push((number, update));
             }
         }
@@ -291,6 +298,7 @@ impl Engine {
         self.observer.step(&outcome.report);
         for report in &outcome.finished {
             self.observer.request_finished(report);
+            tell_watch(&self.clients, report);
         }
         for (number, update) in outcome.updates.drain(..) {
             self.deliver(number, update);
@@ -343,7 +351,7 @@ impl Engine {
     pub(super) fn publish_events(&mut self) {
         let events = self.scheduler.take_events();
         if !events.is_empty() {
-            self.sink.publish(events);
+            self.sink.publish_digests(events);
         }
     }
 
@@ -379,6 +387,13 @@ impl Drop for HealthGuard {
         if std::thread::panicking() {
             self.0.healthy.store(false, Ordering::Release);
         }
+    }
+}
+
+fn tell_watch(clients: &FxHashMap<SequenceNumber, Client>, report: &RequestReport) {
+    let client = clients.get(&report.number);
+    if let Some(watch) = client.and_then(|client| client.watch.as_ref()) {
+        watch.ended(report);
     }
 }
 

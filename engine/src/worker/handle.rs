@@ -7,6 +7,7 @@ use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
 
 use super::command::{Command, PauseMode, Quiet, SleepError};
+use super::observer::RequestWatch;
 use super::shared::{Shared, Ticket};
 use crate::backend::SleepLevel;
 use crate::scheduler::{Finish, NewRequest, QueueBound, Refused, Stats, TokenUpdate};
@@ -40,6 +41,14 @@ pub enum SubmitError {
     /// The request can never run here.
     #[error(transparent)]
     Refused(#[from] Refused),
+    /// The request names a data-parallel rank that this worker does not have.
+    #[error("data-parallel rank {rank} is not one of this worker's {ranks}")]
+    NoSuchRank {
+        /// The rank that was asked for.
+        rank: u32,
+        /// How many there are, from 0.
+        ranks: u32,
+    },
 }
 
 /// How a stream's reader left: set before the channel closes, read by the engine thread after it has.
@@ -72,6 +81,18 @@ impl EngineHandle {
     /// See [`SubmitError`]. The queue counts as full when as many requests wait as may wait, or when so many are
     /// alive that this one would have to wait beyond that bound.
     pub fn submit(&self, request: NewRequest) -> Result<RequestStream, SubmitError> {
+        self.submit_watched(request, None)
+    }
+
+    /// As [`EngineHandle::submit`]; `watch` hears of the request's end.
+    ///
+    /// # Errors
+    /// See [`EngineHandle::submit`].
+    pub fn submit_watched(
+        &self,
+        request: NewRequest,
+        watch: Option<Arc<dyn RequestWatch>>,
+    ) -> Result<RequestStream, SubmitError> {
         let shared = &self.shared;
         if !shared.healthy.load(Ordering::Acquire) {
             return Err(SubmitError::Unhealthy);
@@ -86,6 +107,7 @@ impl EngineHandle {
             updates: sender,
             closed: Arc::clone(&closed),
             ticket: shared.tickets.fetch_add(1, Ordering::AcqRel),
+            watch,
         };
         match self.commands.try_send(command) {
             Ok(()) => {
@@ -115,6 +137,15 @@ impl EngineHandle {
     /// False once the backend failed.
     pub fn is_healthy(&self) -> bool {
         self.shared.healthy.load(Ordering::Acquire)
+    }
+
+    /// How long the engine thread has not been heard of while requests are alive; nothing while none is. A step that
+    /// takes long counts, too, so what is too long depends on the device.
+    pub fn silence(&self) -> Duration {
+        if self.live_requests() == 0 {
+            return Duration::ZERO;
+        }
+        self.shared.progress.silence()
     }
 
     /// The longest context in tokens, prompt and output together.

@@ -21,6 +21,8 @@ mod engine;
 mod handle;
 mod observer;
 mod pause;
+mod progress;
+mod ranks;
 mod shared;
 #[cfg(test)]
 mod tests;
@@ -28,10 +30,11 @@ mod tests;
 pub use command::{PauseMode, SleepError};
 pub use engine::{StartError, start};
 pub use handle::{EngineHandle, RequestStream, SubmitError};
-pub use observer::{EventSink, Observer};
+pub use observer::{EventSink, Observer, RequestWatch};
+pub use ranks::Ranks;
 
 pub use crate::sample::{SamplingParams, TokenLogprob};
 pub use crate::scheduler::{
-    Finish, NewRequest, Policy, QueueBound, RequestReport, SchedulerConfig, Stats, StepReport,
-    Task, TokenUpdate,
+    Finish, NewRequest, Phases, Policy, QueueBound, RequestReport, SchedulerConfig, Stats,
+    StepReport, Task, TokenUpdate,
 };

@@ -1,6 +1,9 @@
 //! Who listens to the engine thread: one sink for KV events, one observer of its work.
 
-use pointsman_proto::kv_events::Event;
+use std::fmt::Debug;
+
+use pointsman_proto::block_hash::BlockDigest;
+use pointsman_proto::kv_events::{EngineHash, Event};
 
 use crate::scheduler::{RequestReport, Stats, StepReport};
 
@@ -9,6 +12,15 @@ pub trait EventSink: Send {
     /// Called on the engine thread, once for each step that changed the prefix cache and once at the start, with at
     /// least one event. It must not block: the next step waits for it.
     fn publish(&mut self, events: Vec<Event>);
+
+    /// What is really called: the same events, with blocks known by their whole digests. A sink that sends those has
+    /// its own.
+    fn publish_digests(&mut self, events: Vec<Event<BlockDigest>>) {
+        let named = events
+            .into_iter()
+            .map(|event| event.map_hashes(|digest| EngineHash::from(&digest)));
+        self.publish(named.collect());
+    }
 }
 
 /// Watches the engine's work. Every method is called on the engine thread and must not block.
@@ -19,4 +31,12 @@ pub trait Observer: Send {
     fn step(&mut self, report: &StepReport);
     /// A request ended, in whichever way.
     fn request_finished(&mut self, report: &RequestReport);
+}
+
+/// Hears of the end of the one request that it was submitted with; for what is told of single requests, such as
+/// spans and log lines.
+pub trait RequestWatch: Debug + Send + Sync {
+    /// Called on the engine thread, whichever way the request ended, before its client hears of it. It must not
+    /// block.
+    fn ended(&self, report: &RequestReport);
 }

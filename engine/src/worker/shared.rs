@@ -6,6 +6,7 @@ use std::time::Duration;
 use tokio::sync::watch;
 
 use super::SubmitError;
+use super::progress::Progress;
 use crate::backend::SleepLevel;
 use crate::scheduler::{Intake, QueueBound, QueueLimits, Stats};
 
@@ -36,6 +37,7 @@ pub(super) struct Shared {
     pub(super) stats: SharedStats,
     /// Tells waiters that `live` may have become 0.
     pub(super) idle: watch::Sender<()>,
+    pub(super) progress: Progress,
 }
 
 impl Shared {
@@ -53,6 +55,7 @@ impl Shared {
             sleep_level: AtomicU32::new(0),
             stats: SharedStats::default(),
             idle: watch::Sender::new(()),
+            progress: Progress::new(),
         }
     }
 
@@ -122,6 +125,10 @@ impl<'a> Ticket<'a> {
     pub(super) fn take(shared: &'a Shared, tokens: u64) -> Result<Self, SubmitError> {
         let limits = shared.limits;
         let waiting = shared.stats.waiting() as usize;
+        // A thread that had nothing to do was silent for that long; its silence counts from here.
+        if shared.live.load(Ordering::SeqCst) == 0 {
+            shared.progress.note();
+        }
         shared
             .live
             .fetch_update(Ordering::SeqCst, Ordering::SeqCst, |live| {
@@ -172,7 +179,7 @@ impl Drop for Ticket<'_> {
 #[derive(Debug, Default)]
 pub(super) struct SharedStats {
     gauges: [AtomicU32; 6],
-    totals: [AtomicU64; 8],
+    totals: [AtomicU64; 9],
 }
 
 impl SharedStats {
@@ -194,6 +201,7 @@ impl SharedStats {
             stats.generated_tokens,
             stats.queued_tokens,
             stats.prefill_tokens_per_second,
+            stats.prompt_tokens_cached_host,
         ];
         for (cell, value) in self.gauges.iter().zip(gauges) {
             cell.store(value, Ordering::Release);
@@ -229,6 +237,7 @@ impl SharedStats {
             generated_tokens,
             queued_tokens,
             prefill_tokens_per_second,
+            prompt_tokens_cached_host,
         ] = std::array::from_fn(|i| self.totals[i].load(Ordering::Acquire));
         Stats {
             running,
@@ -245,6 +254,7 @@ impl SharedStats {
             queued_tokens,
             prefill_tokens_per_second,
             sleep_level,
+            prompt_tokens_cached_host,
         }
     }
 }

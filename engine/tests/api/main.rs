@@ -10,6 +10,9 @@
 
 mod admin;
 mod answers;
+mod endpoints;
 mod errors;
+mod fleet;
+mod hostile;
 mod lifecycle;
 mod support;

@@ -23,7 +23,8 @@ pub(crate) const DEADLINE: Duration = Duration::from_mins(1);
 /// A serving worker in this process.
 pub(crate) struct Worker {
     pub(crate) engine: EngineHandle,
-    address: String,
+    /// Where it listens.
+    pub(crate) address: String,
     client: Client<HttpConnector, Full<Bytes>>,
     stop: oneshot::Sender<()>,
     served: JoinHandle<Result<(), ServeError>>,
@@ -115,10 +116,7 @@ impl Worker {
             response.headers()["content-type"],
             "text/event-stream; charset=utf-8"
         );
-        Events {
-            body: response.into_body(),
-            buffer: String::new(),
-        }
+        Events::of(response)
     }
 
     /// Waits until the engine's numbers are as wanted.
@@ -201,6 +199,13 @@ pub(crate) struct Events {
 }
 
 impl Events {
+    pub(crate) fn of(response: Response<Incoming>) -> Self {
+        Self {
+            body: response.into_body(),
+            buffer: String::new(),
+        }
+    }
+
     /// The data of the next event; none at the end of the body.
     pub(crate) async fn next(&mut self) -> Option<String> {
         loop {

@@ -21,8 +21,8 @@ const VLLM_REMOVED: &str = "93cb3ff00000000000009184a474797065ac426c6f636b52656d
 const VLLM_CLEARED: &str = "93cb3ff00000000000009181a474797065b0416c6c426c6f636b73436c656172656400";
 
 /// What [`encode`] makes of [`sample_batch`]; the bytes are those of Python's msgpack over the same
-/// structures.
-const OWN_MAP: &str = "93cb41d954fc40200000938ba474797065ab426c6f636b53746f726564ac626c6f636b5f68617368657392cf7b0b\
+/// structures, but for the header of the first map.
+const OWN_MAP: &str = "93cb41d954fc4020000093de000ba474797065ab426c6f636b53746f726564ac626c6f636b5f68617368657392cf7b0b\
     f7bf7fd0168202b1706172656e745f626c6f636b5f68617368c0a9746f6b656e5f6964739401cd012cce0001117004aa626c6f63\
     6b5f73697a6502a76c6f72615f6964c0a66d656469756da3475055a96c6f72615f6e616d65c0aa65787472615f6b657973929\
     1a6733363723374c0a967726f75705f69647800b26b765f63616368655f737065635f6b696e64ae66756c6c5f617474656e74696f\
@@ -147,6 +147,75 @@ fn vllm_removed_and_cleared_are_read() {
         })
     );
     assert_eq!(only_event(&bytes(VLLM_CLEARED)), Event::AllBlocksCleared);
+}
+
+#[test]
+fn the_map_form_is_vllms_byte_for_byte() {
+    let digest: BlockDigest =
+        bytes("cd7c51bc5a8fc8643f383a2b9e01522fba7473c669e9270c7b0bf7bf7fd01682")
+            .try_into()
+            .expect("32 bytes");
+    let batch = |timestamp_s, event| EventBatch {
+        timestamp_s,
+        events: vec![event],
+        data_parallel_rank: Some(0),
+    };
+    let stored = Event::BlockStored(BlockStored {
+        block_hashes: vec![digest],
+        parent: None,
+        token_ids: (1..=16).collect(),
+        block_size: 16,
+        lora_name: None,
+        medium: Medium::Gpu,
+        cache_salt: None,
+        extras: Vec::new(),
+    });
+    let removed = Event::BlockRemoved(BlockRemoved {
+        block_hashes: vec![digest],
+        medium: Medium::Gpu,
+    });
+    for (batch, expected) in [
+        (batch(1_700_000_000.5, stored.clone()), VLLM_STORED),
+        (batch(1.0, removed), VLLM_REMOVED),
+        (batch(1.0, Event::AllBlocksCleared), VLLM_CLEARED),
+    ] {
+        let mut out = Vec::new();
+        encode_digests(&batch, Form::Map, HashForm::Bytes, &mut out);
+        assert_eq!(out, bytes(expected));
+        for form in [Form::Map, Form::Array] {
+            let (mut whole, mut low) = (Vec::new(), Vec::new());
+            encode_digests(&batch, form, HashForm::Bytes, &mut whole);
+            encode_digests(&batch, form, HashForm::Integer, &mut low);
+            assert_eq!(decode(&whole), decode(&low), "one hash in two forms");
+        }
+    }
+    let Event::BlockStored(stored) = stored.map_hashes(|digest| EngineHash::from(&digest)) else {
+        panic!("a stored block stays one")
+    };
+    assert_eq!(stored.block_hashes, [EngineHash(8_866_452_693_264_111_234)]);
+}
+
+#[test]
+fn a_digest_of_16_bytes_goes_out_without_its_padding() {
+    let mut digest = BlockDigest::default();
+    digest[16..].copy_from_slice(&[9; 16]);
+    let batch = EventBatch {
+        timestamp_s: 1.0,
+        events: vec![Event::BlockRemoved(BlockRemoved {
+            block_hashes: vec![digest],
+            medium: Medium::Cpu,
+        })],
+        data_parallel_rank: None,
+    };
+    let mut out = Vec::new();
+    encode_digests(&batch, Form::Array, HashForm::Bytes, &mut out);
+    let mut bin = vec![0x91, 0xc4, 16];
+    bin.extend([9; 16]);
+    bin.push(0xa3);
+    assert!(
+        out.windows(bin.len()).any(|window| window == bin),
+        "{out:x?}"
+    );
 }
 
 #[test]

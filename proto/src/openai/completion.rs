@@ -126,25 +126,10 @@ impl CompletionRequest {
     ///
     /// [`PromptShapeError`] where there is no prompt or one of no tokens.
     pub fn prompt(&self) -> Result<Vec<Prompt>, PromptShapeError> {
-        let prompts: Vec<Prompt> = match &self.prompt {
-            None => return Err(PromptShapeError::NoPrompt),
-            Some(CompletionPrompt::Text(text)) => vec![Prompt::Text(text.clone())],
-            Some(CompletionPrompt::Texts(texts)) => {
-                texts.iter().cloned().map(Prompt::Text).collect()
-            }
-            Some(CompletionPrompt::Tokens(tokens)) if tokens.is_empty() => Vec::new(),
-            Some(CompletionPrompt::Tokens(tokens)) => vec![Prompt::Tokens(tokens.clone())],
-            Some(CompletionPrompt::TokenLists(lists)) => {
-                if let Some(index) = lists.iter().position(Vec::is_empty) {
-                    return Err(PromptShapeError::EmptyPromptAt { index });
-                }
-                lists.iter().cloned().map(Prompt::Tokens).collect()
-            }
-        };
-        if prompts.is_empty() {
-            return Err(PromptShapeError::EmptyPrompt);
-        }
-        Ok(prompts)
+        self.prompt
+            .as_ref()
+            .ok_or(PromptShapeError::NoPrompt)?
+            .prompts()
     }
 }
 
@@ -160,6 +145,32 @@ pub enum CompletionPrompt {
     Tokens(Vec<u32>),
     /// Several lists of token ids.
     TokenLists(Vec<Vec<u32>>),
+}
+
+impl CompletionPrompt {
+    /// The prompts, one entry for each.
+    ///
+    /// # Errors
+    ///
+    /// [`PromptShapeError`] where there is none, or one of no tokens.
+    pub fn prompts(&self) -> Result<Vec<Prompt>, PromptShapeError> {
+        let prompts: Vec<Prompt> = match self {
+            Self::Text(text) => vec![Prompt::Text(text.clone())],
+            Self::Texts(texts) => texts.iter().cloned().map(Prompt::Text).collect(),
+            Self::Tokens(tokens) if tokens.is_empty() => Vec::new(),
+            Self::Tokens(tokens) => vec![Prompt::Tokens(tokens.clone())],
+            Self::TokenLists(lists) => {
+                if let Some(index) = lists.iter().position(Vec::is_empty) {
+                    return Err(PromptShapeError::EmptyPromptAt { index });
+                }
+                lists.iter().cloned().map(Prompt::Tokens).collect()
+            }
+        };
+        if prompts.is_empty() {
+            return Err(PromptShapeError::EmptyPrompt);
+        }
+        Ok(prompts)
+    }
 }
 
 impl<'de> Deserialize<'de> for CompletionPrompt {

@@ -55,6 +55,21 @@ impl ErrorBody {
         Self::new(404, "NotFoundError", message, None)
     }
 
+    /// 405: something is there, and not for this method.
+    pub fn method_not_allowed(message: impl Into<String>) -> Self {
+        Self::new(405, "Method Not Allowed", message, None)
+    }
+
+    /// 408: the client did not finish its request.
+    pub fn request_timeout(message: impl Into<String>) -> Self {
+        Self::new(408, "Request Timeout", message, None)
+    }
+
+    /// 504: the time that the request had is over.
+    pub fn timeout(message: impl Into<String>) -> Self {
+        Self::new(504, "Gateway Timeout", message, None)
+    }
+
     /// 413: the body passes the limit.
     pub fn too_large(message: impl Into<String>) -> Self {
         Self::new(413, "RequestEntityTooLarge", message, None)

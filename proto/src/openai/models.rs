@@ -41,6 +41,58 @@ pub struct ModelCard {
     /// Most tokens of a prompt and its answer together.
     #[serde(default)]
     pub max_model_len: Option<u32>,
+    /// What may be done with it. OpenAI gave the field up; clients of the time still read it.
+    #[serde(default)]
+    pub permission: Vec<ModelPermission>,
+}
+
+/// What may be done with a model: always the same here.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct ModelPermission {
+    /// `modelperm-` and the model's name.
+    pub id: String,
+    /// Always `model_permission`.
+    pub object: String,
+    /// Unix time in seconds at which the model was loaded.
+    pub created: u64,
+    /// No.
+    pub allow_create_engine: bool,
+    /// Yes.
+    pub allow_sampling: bool,
+    /// Yes.
+    pub allow_logprobs: bool,
+    /// No.
+    pub allow_search_indices: bool,
+    /// Yes.
+    pub allow_view: bool,
+    /// No.
+    pub allow_fine_tuning: bool,
+    /// Always `*`.
+    pub organization: String,
+    /// None.
+    pub group: Option<String>,
+    /// No.
+    pub is_blocking: bool,
+}
+
+impl ModelPermission {
+    /// The permissions on the model of this name.
+    pub fn new(model: &str, created: u64) -> Self {
+        Self {
+            id: format!("modelperm-{model}"),
+            object: "model_permission".to_owned(),
+            created,
+            allow_create_engine: false,
+            allow_sampling: true,
+            allow_logprobs: true,
+            allow_search_indices: false,
+            allow_view: true,
+            allow_fine_tuning: false,
+            organization: "*".to_owned(),
+            group: None,
+            is_blocking: false,
+        }
+    }
 }
 
 impl ModelCard {
@@ -54,6 +106,7 @@ impl ModelCard {
             root: Some(root.to_owned()),
             parent: None,
             max_model_len: Some(max_model_len),
+            permission: vec![ModelPermission::new(id, created)],
         }
     }
 }

@@ -14,6 +14,8 @@
 //! is loaded once for all of them. Groups start at block boundaries, which are the same for every batch; what other
 //! rows share the tile changes only which products with zero are added, so a row's bits are its own.
 
+use std::ops::Range;
+
 use super::columns::Columns;
 use super::kernels::{Isa, LANES, Lanes, reduce, tile, weigh};
 use super::kv_memory::KvMemory;
@@ -74,6 +76,8 @@ pub(super) struct Attention<'a> {
     pub(super) heads: usize,
     pub(super) kv_heads: usize,
     pub(super) head_dim: usize,
+    /// How many tokens a query sees, itself included; none for all before it.
+    pub(super) window: Option<usize>,
 }
 
 impl Attention<'_> {
@@ -153,8 +157,11 @@ impl Attention<'_> {
         });
         // A query sees itself and everything before it.
         let seen: [usize; R] = std::array::from_fn(|r| tile.position as usize + token(r) + 1);
+        // Or, with a window, what is not too long before it.
+        let hidden = seen.map(|seen| self.window.map_or(0, |window| seen.saturating_sub(window)));
         let mut state = OnlineSoftmax::<R>::new();
-        self.pass_over_context(tile.sequence, kv_head, queries, seen, &mut state);
+        let visible = (hidden, seen);
+        self.pass_over_context(tile.sequence, kv_head, queries, visible, &mut state);
         for r in 0..R {
             let out = &mut out.row(token(r))[column(r)..][..self.head_dim];
             state.write(r, out);
@@ -167,7 +174,7 @@ impl Attention<'_> {
         sequence: u32,
         kv_head: usize,
         queries: [&[f32]; R],
-        seen: [usize; R],
+        (hidden, seen): ([usize; R], [usize; R]),
         state: &mut OnlineSoftmax<R>,
     ) {
         let block_size = self.kv.block_size;
@@ -175,11 +182,15 @@ impl Attention<'_> {
         let table = &self.step.block_tables[table.start as usize..table.end as usize];
         let chunks = self.head_dim.div_ceil(LANES);
         let longest = seen.iter().copied().max().unwrap_or(0);
-        for (index, &block) in table.iter().enumerate() {
+        let first = hidden.iter().copied().min().unwrap_or(0);
+        for (index, &block) in table.iter().enumerate().skip(first / block_size) {
             for group in 0..block_size.div_ceil(LANES) {
                 let position = index * block_size + group * LANES;
                 if position >= longest {
                     return;
+                }
+                if position + LANES <= first {
+                    continue;
                 }
                 let in_block = block_size - group * LANES;
                 let keys = in_block.min(LANES).min(longest - position);
@@ -187,7 +198,8 @@ impl Attention<'_> {
                 let panel = self.kv.key_panel(self.layer, block, kv_head, group);
                 tile(self.isa, queries, [panel], &mut scores);
                 for (r, [scores]) in scores.iter_mut().enumerate() {
-                    let valid = seen[r].saturating_sub(position).min(keys);
+                    let valid = hidden[r].saturating_sub(position).min(keys)
+                        ..seen[r].saturating_sub(position).min(keys);
                     state.take_scores(self.isa, r, scores, valid, chunks);
                 }
                 let weights = scores.each_ref().map(|[scores]| &scores[..keys]);
@@ -217,18 +229,27 @@ impl<const R: usize> OnlineSoftmax<R> {
         }
     }
 
-    /// Turns the first `valid` scores of row `r` into weights relative to the maximum so far, and the rest into zeros.
-    fn take_scores(&mut self, isa: Isa, r: usize, scores: &mut Lanes, valid: usize, chunks: usize) {
-        if valid == 0 {
+    /// Turns the `valid` scores of row `r` into weights relative to the maximum so far, and the rest into zeros.
+    fn take_scores(
+        &mut self,
+        isa: Isa,
+        r: usize,
+        scores: &mut Lanes,
+        valid: Range<usize>,
+        chunks: usize,
+    ) {
+        if valid.is_empty() {
             *scores = [0.0; LANES];
             return;
         }
         // Whatever lies in slots that are not valid, it cannot be the maximum, and its weight is zero.
-        scores[valid..].fill(f32::NEG_INFINITY);
+        scores[..valid.start].fill(f32::NEG_INFINITY);
+        scores[valid.end..].fill(f32::NEG_INFINITY);
         let max = reduce(scores, |a, b| if a > b { a } else { b });
         let max = if max > self.max[r] { max } else { self.max[r] };
         let sum = weigh(isa, scores, max);
-        scores[valid..].fill(0.0);
+        scores[..valid.start].fill(0.0);
+        scores[valid.end..].fill(0.0);
         if max > self.max[r] {
             let decay = exp(self.max[r] - max);
             self.norm[r] *= decay;

@@ -1,23 +1,19 @@
 //! One step through all layers.
 //!
 //! The residual stream of all the step's tokens is one `[tokens, hidden_size]` buffer. After the last layer only the
-//! rows that sample go on, a few at a time, so that logits need `LOGIT_ROWS * vocab_size` floats however large the
-//! batch is.
+//! rows that somebody asks for go on to [`logits`](super::logits).
 
 use super::attention::{Attention, Tile};
+use super::experts::Routes;
 use super::kernels::Isa;
 use super::kv_memory::KvMemory;
-use super::matrix::Store;
-use super::ops::{rms_norm, rotate, silu_multiply};
+use super::logits::Logits;
+use super::matrix::{Matrix, Store};
+use super::ops::{rms_norm, rms_norm_in_place, rotate, silu_multiply};
 use super::team::Team;
-use super::weights::{CpuLayer, CpuWeights};
+use super::weights::{CpuFeedForward, CpuLayer, CpuMlp, CpuWeights};
 use super::{Step, StepOutput};
-use crate::backend::SampleSpec;
 use crate::model::ModelConfig;
-use crate::sample::{History, Sampler};
-
-/// Rows whose logits are computed together.
-const LOGIT_ROWS: usize = 16;
 
 /// Multiply-adds that an element of a cheap operation counts as, in the decision to use more threads.
 const ELEMENT_WORK: usize = 8;
@@ -28,7 +24,7 @@ pub(super) struct Forward {
     config: ModelConfig,
     frequencies: Vec<f32>,
     scratch: Scratch,
-    sampler: Sampler,
+    logits: Logits,
 }
 
 /// Buffers over the step's tokens; they grow to the largest step and stay.
@@ -45,23 +41,38 @@ struct Scratch {
     qkv: Vec<f32>,
     /// `[tokens, heads * head_dim]`.
     attended: Vec<f32>,
-    /// `[tokens, 2 * intermediate_size]`.
+    mlp: MlpScratch,
+    experts: ExpertScratch,
+}
+
+/// Buffers of the gated networks, as wide as the widest.
+#[derive(Debug, Default)]
+struct MlpScratch {
+    /// `[tokens, 2 * inner]`.
     gate_up: Vec<f32>,
-    /// `[tokens, intermediate_size]`.
+    /// `[tokens, inner]`.
     activated: Vec<f32>,
-    /// `[LOGIT_ROWS, hidden_size]`.
-    last: Vec<f32>,
-    /// `[LOGIT_ROWS, vocab_size]`.
+}
+
+/// Buffers of mixtures of experts; empty in models without.
+#[derive(Debug, Default)]
+struct ExpertScratch {
+    /// `[tokens, experts]`.
     logits: Vec<f32>,
+    routes: Routes,
+    /// `[tokens, hidden_size]`: what goes into one expert.
+    inputs: Vec<f32>,
+    /// `[tokens, hidden_size]`: what comes out of it.
+    outputs: Vec<f32>,
 }
 
 /// What every part of a step needs.
 #[derive(Clone, Copy)]
-struct Context<'a> {
-    team: &'a Team,
-    isa: Isa,
-    config: &'a ModelConfig,
-    step: &'a Step,
+pub(super) struct Context<'a> {
+    pub(super) team: &'a Team,
+    pub(super) isa: Isa,
+    pub(super) config: &'a ModelConfig,
+    pub(super) step: &'a Step,
 }
 
 impl Forward {
@@ -70,7 +81,7 @@ impl Forward {
             frequencies: config.rope_frequencies(),
             config: config.clone(),
             scratch: Scratch::default(),
-            sampler: Sampler::default(),
+            logits: Logits::default(),
         }
     }
 
@@ -96,59 +107,7 @@ impl Forward {
             scratch.attend(&context, layer, index, kv);
             scratch.feed_forward(&context, layer);
         }
-        out.clear();
-        self.sample(team, isa, weights, step, out);
-    }
-
-    /// Norm, head and sampling for the rows that ask for it.
-    fn sample(
-        &mut self,
-        team: &Team,
-        isa: Isa,
-        weights: &CpuWeights,
-        step: &Step,
-        out: &mut StepOutput,
-    ) {
-        let hidden_size = self.config.hidden_size;
-        let vocab_size = weights.head.outputs();
-        let scratch = &mut self.scratch;
-        let rows = step.sequences.iter().filter_map(|sequence| {
-            let sample = sequence.sample?;
-            Some((
-                sequence.tokens.end as usize - 1,
-                &step.samples[sample as usize],
-            ))
-        });
-        let mut rows = rows.peekable();
-        while rows.peek().is_some() {
-            let mut specs: [Option<&SampleSpec>; LOGIT_ROWS] = [None; LOGIT_ROWS];
-            resize(&mut scratch.last, LOGIT_ROWS * hidden_size);
-            resize(&mut scratch.logits, LOGIT_ROWS * vocab_size);
-            let mut count = 0;
-            for ((row, spec), slot) in rows.by_ref().zip(&mut specs) {
-                let hidden = &scratch.hidden[row * hidden_size..(row + 1) * hidden_size];
-                let normed = &mut scratch.last[count * hidden_size..(count + 1) * hidden_size];
-                rms_norm(hidden, &weights.norm, self.config.rms_norm_eps, normed);
-                *slot = Some(spec);
-                count += 1;
-                if count == LOGIT_ROWS {
-                    break;
-                }
-            }
-            let logits = &mut scratch.logits[..count * vocab_size];
-            let last = &scratch.last[..count * hidden_size];
-            weights
-                .head
-                .multiply(team, isa, last, logits, Store::Replace);
-            for (spec, logits) in specs
-                .iter()
-                .flatten()
-                .zip(logits.chunks_exact_mut(vocab_size))
-            {
-                let history = history(step, spec);
-                out.sampled.push(self.sampler.sample(spec, history, logits));
-            }
-        }
+        self.logits.compute(&context, weights, &scratch.hidden, out);
     }
 }
 
@@ -161,8 +120,14 @@ impl Scratch {
         resize(&mut self.normed, tokens * config.hidden_size);
         resize(&mut self.qkv, tokens * qkv_width(config));
         resize(&mut self.attended, tokens * config.heads * config.head_dim);
-        resize(&mut self.gate_up, tokens * 2 * config.intermediate_size);
-        resize(&mut self.activated, tokens * config.intermediate_size);
+        let inner = config.widest_feed_forward();
+        resize(&mut self.mlp.gate_up, tokens * 2 * inner);
+        resize(&mut self.mlp.activated, tokens * inner);
+        if let Some(experts) = &config.experts {
+            resize(&mut self.experts.logits, tokens * experts.count);
+            resize(&mut self.experts.inputs, tokens * config.hidden_size);
+            resize(&mut self.experts.outputs, tokens * config.hidden_size);
+        }
         Tile::cut(context.step, &mut self.tiles);
         let rows = self.hidden.chunks_exact_mut(config.hidden_size);
         for (row, token) in rows.zip(&context.step.tokens) {
@@ -176,8 +141,8 @@ impl Scratch {
                 .iter()
                 .map(|frequency| position as f32 * frequency);
             for (sine, cosine) in angles.map(|angle| f64::from(angle).sin_cos()) {
-                self.cosines.push(cosine as f32);
-                self.sines.push(sine as f32);
+                self.cosines.push(cosine as f32 * config.rope.amplitude);
+                self.sines.push(sine as f32 * config.rope.amplitude);
             }
         }
     }
@@ -200,19 +165,13 @@ impl Scratch {
         layer
             .qkv
             .multiply(team, isa, &self.normed, &mut self.qkv, Store::Replace);
-        let half = config.head_dim / 2;
+        let half = config.rope.dim / 2;
         let (cosines, sines) = (&self.cosines, &self.sines);
-        let queries = config.heads * config.head_dim;
-        let rotated = queries + config.kv_heads * config.head_dim;
-        let scale = 1.0 / (config.head_dim as f32).sqrt();
         let parts = team.parts(self.qkv.len() * ELEMENT_WORK);
         Team::split_rows(parts, qkv_width(config), &mut self.qkv, &|first, rows| {
             for (row, qkv) in rows.chunks_exact_mut(qkv_width(config)).enumerate() {
                 let angle = (first + row) * half..(first + row + 1) * half;
-                for head in qkv[..rotated].chunks_exact_mut(config.head_dim) {
-                    rotate(head, &cosines[angle.clone()], &sines[angle.clone()]);
-                }
-                qkv[..queries].iter_mut().for_each(|query| *query *= scale);
+                finish_qkv(config, layer, &cosines[angle.clone()], &sines[angle], qkv);
             }
         });
         // Keys and values of all new tokens are in place before any of them is looked at.
@@ -236,6 +195,7 @@ impl Scratch {
             heads: config.heads,
             kv_heads: config.kv_heads,
             head_dim: config.head_dim,
+            window: config.window(index),
         };
         attention.compute(team, &self.tiles, &mut self.attended);
         layer
@@ -243,31 +203,117 @@ impl Scratch {
             .multiply(team, isa, &self.attended, &mut self.hidden, Store::Add);
     }
 
-    /// `hidden += (silu(norm(hidden)·Wgate) * norm(hidden)·Wup)·Wdown`.
+    /// `hidden += mlp(norm(hidden))`, or the same with a few of many networks for each token.
     fn feed_forward(&mut self, context: &Context<'_>, layer: &CpuLayer) {
-        let Context {
-            team, isa, config, ..
-        } = *context;
         norm_rows(
-            team,
-            config,
+            context.team,
+            context.config,
             &self.hidden,
             &layer.post_norm,
             &mut self.normed,
         );
-        layer
-            .gate_up
-            .multiply(team, isa, &self.normed, &mut self.gate_up, Store::Replace);
-        let width = config.intermediate_size;
-        let gate_up = &self.gate_up;
-        let parts = team.parts(self.activated.len() * ELEMENT_WORK);
-        Team::split_rows(parts, width, &mut self.activated, &|first, rows| {
+        match &layer.feed_forward {
+            CpuFeedForward::Dense(mlp) => {
+                let (x, y) = (&self.normed, &mut self.hidden);
+                self.mlp.compute(context, mlp, x, y, Store::Add);
+            }
+            CpuFeedForward::Experts { router, experts } => {
+                self.mixture(context, router, experts);
+            }
+        }
+    }
+
+    /// `hidden += Σ weight·expert(normed)`, where `normed` holds what all experts read.
+    fn mixture(&mut self, context: &Context<'_>, router: &Matrix, experts: &[CpuMlp]) {
+        let Context {
+            team, isa, config, ..
+        } = *context;
+        let Some(of_model) = &config.experts else {
+            return;
+        };
+        let width = config.hidden_size;
+        let scratch = &mut self.experts;
+        let logits = &mut scratch.logits;
+        router.multiply(team, isa, &self.normed, logits, Store::Replace);
+        scratch.routes.choose(logits, of_model);
+        for routes in scratch.routes.by_expert() {
+            let inputs = &mut scratch.inputs[..routes.len() * width];
+            for (route, input) in routes.iter().zip(inputs.chunks_exact_mut(width)) {
+                input.copy_from_slice(row(&self.normed, route.token, width));
+            }
+            let outputs = &mut scratch.outputs[..routes.len() * width];
+            let expert = &experts[routes[0].expert as usize];
+            self.mlp
+                .compute(context, expert, inputs, outputs, Store::Replace);
+            for (route, output) in routes.iter().zip(outputs.chunks_exact(width)) {
+                let start = route.token as usize * width;
+                let hidden = &mut self.hidden[start..start + width];
+                for (hidden, output) in hidden.iter_mut().zip(output) {
+                    *hidden += route.weight * output;
+                }
+            }
+        }
+    }
+}
+
+impl MlpScratch {
+    /// `y = (silu(x·Wgate) * x·Wup)·Wdown`, or `y += …`.
+    fn compute(
+        &mut self,
+        context: &Context<'_>,
+        mlp: &CpuMlp,
+        x: &[f32],
+        y: &mut [f32],
+        store: Store,
+    ) {
+        let Context {
+            team, isa, config, ..
+        } = *context;
+        let rows = x.len() / config.hidden_size;
+        let width = mlp.gate_up.outputs() / 2;
+        let gate_up = &mut self.gate_up[..rows * 2 * width];
+        let activated = &mut self.activated[..rows * width];
+        mlp.gate_up.multiply(team, isa, x, gate_up, Store::Replace);
+        let gate_up = &*gate_up;
+        let parts = team.parts(activated.len() * ELEMENT_WORK);
+        Team::split_rows(parts, width, activated, &|first, rows| {
             silu_multiply(&gate_up[first * 2 * width..][..2 * rows.len()], width, rows);
         });
-        layer
-            .down
-            .multiply(team, isa, &self.activated, &mut self.hidden, Store::Add);
+        mlp.down.multiply(team, isa, activated, y, store);
     }
+}
+
+/// Turns one token's products into what attention works with: biases added, heads normalised and rotated, queries
+/// scaled.
+fn finish_qkv(
+    config: &ModelConfig,
+    layer: &CpuLayer,
+    cosines: &[f32],
+    sines: &[f32],
+    qkv: &mut [f32],
+) {
+    for (value, bias) in qkv.iter_mut().zip(&layer.qkv_bias) {
+        *value += bias;
+    }
+    let queries = config.heads * config.head_dim;
+    let (queries, rest) = qkv.split_at_mut(queries);
+    let keys = &mut rest[..config.kv_heads * config.head_dim];
+    if let Some([of_queries, of_keys]) = &layer.qk_norms {
+        rms_norm_in_place(queries, of_queries, config.rms_norm_eps);
+        rms_norm_in_place(keys, of_keys, config.rms_norm_eps);
+    }
+    let heads = queries.chunks_exact_mut(config.head_dim);
+    for head in heads.chain(keys.chunks_exact_mut(config.head_dim)) {
+        rotate(head, cosines, sines);
+    }
+    let scale = 1.0 / (config.head_dim as f32).sqrt();
+    for query in queries {
+        *query *= scale;
+    }
+}
+
+fn row(rows: &[f32], index: u32, width: usize) -> &[f32] {
+    &rows[index as usize * width..][..width]
 }
 
 fn norm_rows(team: &Team, config: &ModelConfig, x: &[f32], weight: &[f32], out: &mut [f32]) {
@@ -280,15 +326,6 @@ fn norm_rows(team: &Team, config: &ModelConfig, x: &[f32], weight: &[f32], out: 
 
 fn qkv_width(config: &ModelConfig) -> usize {
     (config.heads + 2 * config.kv_heads) * config.head_dim
-}
-
-fn history<'a>(step: &'a Step, spec: &SampleSpec) -> History<'a> {
-    let of = |range: &std::ops::Range<u32>| range.start as usize..range.end as usize;
-    History {
-        prompt: &step.history[of(&spec.prompt)],
-        output: &step.history[of(&spec.output)],
-        banned: &step.banned[of(&spec.banned)],
-    }
 }
 
 /// Exactly `length` elements, whose values are about to be overwritten. Capacity never shrinks.

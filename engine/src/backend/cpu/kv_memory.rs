@@ -8,7 +8,9 @@
 //! Blocks whose size, or heads whose width, is no multiple of 16 are padded up to one. Memory comes zeroed from the
 //! operating system, which backs it only once it is written.
 
-use super::super::{BackendError, KvLayout};
+use std::ops::Range;
+
+use super::super::{BackendError, BlockCopy, BlockPlace, KvLayout};
 use super::kernels::{LANES, Lanes};
 use crate::model::ModelConfig;
 
@@ -28,6 +30,10 @@ pub(super) struct KvMemory {
     blocks: usize,
     keys: Vec<Lanes>,
     values: Vec<Lanes>,
+    /// The second tier, laid out like the first.
+    host_blocks: usize,
+    host_keys: Vec<Lanes>,
+    host_values: Vec<Lanes>,
 }
 
 impl KvGeometry {
@@ -65,6 +71,9 @@ impl KvMemory {
             blocks: 0,
             keys: Vec::new(),
             values: Vec::new(),
+            host_blocks: 0,
+            host_keys: Vec::new(),
+            host_values: Vec::new(),
         }
     }
 
@@ -73,10 +82,12 @@ impl KvMemory {
         let block_size = layout.block_size as usize;
         let blocks = layout.blocks as usize;
         let heads = geometry.layers * geometry.kv_heads;
-        let bytes = geometry.bytes_per_block(block_size).saturating_mul(blocks);
+        let host_blocks = layout.host_blocks as usize;
+        let both = blocks.saturating_add(host_blocks);
+        let bytes = geometry.bytes_per_block(block_size).saturating_mul(both);
         let refuse = |reason: String| BackendError::KvMemory {
             bytes,
-            blocks: layout.blocks,
+            blocks: layout.blocks.saturating_add(layout.host_blocks),
             reason,
         };
         if bytes > isize::MAX as usize {
@@ -90,8 +101,12 @@ impl KvMemory {
         drop(trial);
         self.keys = vec![[0.0; LANES]; heads * blocks * geometry.key_rows(block_size)];
         self.values = vec![[0.0; LANES]; heads * blocks * geometry.value_rows(block_size)];
+        self.host_keys = vec![[0.0; LANES]; heads * host_blocks * geometry.key_rows(block_size)];
+        self.host_values =
+            vec![[0.0; LANES]; heads * host_blocks * geometry.value_rows(block_size)];
         self.block_size = block_size;
         self.blocks = blocks;
+        self.host_blocks = host_blocks;
         Ok(())
     }
 
@@ -100,6 +115,31 @@ impl KvMemory {
         self.keys = Vec::new();
         self.values = Vec::new();
         self.blocks = 0;
+        self.host_keys = Vec::new();
+        self.host_values = Vec::new();
+        self.host_blocks = 0;
+    }
+
+    /// Copies one block, all layers of it.
+    pub(super) fn copy(&mut self, copy: &BlockCopy) {
+        let key_rows = self.geometry.kv_heads * self.geometry.key_rows(self.block_size);
+        let value_rows = self.geometry.kv_heads * self.geometry.value_rows(self.block_size);
+        let (blocks, host_blocks) = (self.blocks, self.host_blocks);
+        for layer in 0..self.geometry.layers {
+            let place = |place: BlockPlace| match place {
+                BlockPlace::Device(block) => (false, layer * blocks + block as usize),
+                BlockPlace::Host(block) => (true, layer * host_blocks + block as usize),
+            };
+            let (from, to) = (place(copy.from), place(copy.to));
+            copy_rows(&mut self.keys, &mut self.host_keys, key_rows, from, to);
+            copy_rows(
+                &mut self.values,
+                &mut self.host_values,
+                value_rows,
+                from,
+                to,
+            );
+        }
     }
 
     /// Writes one token's key and value of one head.
@@ -162,5 +202,22 @@ impl KvMemory {
     pub(super) fn poison(&mut self) {
         self.keys.fill([f32::NAN; LANES]);
         self.values.fill([f32::NAN; LANES]);
+    }
+}
+
+/// Copies `rows` rows between two places, each the number of a run of so many rows, of host memory or not.
+fn copy_rows(
+    device: &mut [Lanes],
+    host: &mut [Lanes],
+    rows: usize,
+    (from_host, from): (bool, usize),
+    (to_host, to): (bool, usize),
+) {
+    let range = |run: usize| -> Range<usize> { run * rows..(run + 1) * rows };
+    match (from_host, to_host) {
+        (false, true) => host[range(to)].copy_from_slice(&device[range(from)]),
+        (true, false) => device[range(to)].copy_from_slice(&host[range(from)]),
+        (false, false) => device.copy_within(range(from), to * rows),
+        (true, true) => host.copy_within(range(from), to * rows),
     }
 }

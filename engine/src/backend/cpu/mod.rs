@@ -15,9 +15,11 @@
 
 mod attention;
 mod columns;
+mod experts;
 mod forward;
 mod kernels;
 mod kv_memory;
+mod logits;
 mod matrix;
 mod ops;
 mod team;
@@ -25,7 +27,9 @@ mod team;
 mod tests;
 mod weights;
 
-use crate::model::Model;
+use std::sync::Arc;
+
+use crate::model::{Model, ModelConfig};
 
 use self::forward::Forward;
 use self::kernels::{Isa, LANES};
@@ -41,13 +45,16 @@ pub const MAX_HEAD_DIM: usize = 256;
 /// Threads at most.
 const MAX_THREADS: usize = 1024;
 
-/// Computes Llama-shaped models on the CPU.
+/// Computes models of all families on the CPU.
 #[derive(Debug)]
 pub struct CpuBackend {
     info: BackendInfo,
     team: Team,
+    threads: usize,
     isa: Isa,
-    weights: CpuWeights,
+    /// One copy for all data-parallel ranks.
+    weights: Arc<CpuWeights>,
+    config: Arc<ModelConfig>,
     kv: KvMemory,
     forward: Forward,
     /// As allocated; a backend that wakes up takes the same again.
@@ -86,17 +93,23 @@ impl CpuBackend {
                 ),
                 kv_bytes_per_token: geometry.bytes_per_block(LANES) / LANES,
             },
-            team: Team::new(threads).map_err(|reason| BackendError::Start {
-                backend: "cpu",
-                reason,
-            })?,
+            team: team(threads)?,
+            threads,
             isa,
-            weights,
+            weights: Arc::new(weights),
+            config: Arc::new(config.clone()),
             kv: KvMemory::new(geometry),
             forward: Forward::new(config),
             layout: None,
         })
     }
+}
+
+fn team(threads: usize) -> Result<Team, BackendError> {
+    Team::new(threads).map_err(|reason| BackendError::Start {
+        backend: "cpu",
+        reason,
+    })
 }
 
 impl Backend for CpuBackend {
@@ -132,7 +145,23 @@ impl Backend for CpuBackend {
             forward,
             ..
         } = self;
+        for copy in &step.copies {
+            kv.copy(copy);
+        }
         team.run(|| forward.compute(team, *isa, weights, kv, step, out));
         Ok(())
+    }
+
+    fn another(&self) -> Result<Box<dyn Backend>, BackendError> {
+        Ok(Box::new(Self {
+            info: self.info.clone(),
+            team: team(self.threads)?,
+            threads: self.threads,
+            isa: self.isa,
+            weights: Arc::clone(&self.weights),
+            config: Arc::clone(&self.config),
+            kv: KvMemory::new(KvGeometry::new(&self.config)),
+            forward: Forward::new(&self.config),
+        }))
     }
 }

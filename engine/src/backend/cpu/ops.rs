@@ -11,6 +11,16 @@ pub(super) fn rms_norm(x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
     }
 }
 
+/// The same, in place.
+pub(super) fn rms_norm_in_place(x: &mut [f32], weight: &[f32], eps: f32) {
+    for x in x.chunks_exact_mut(weight.len()) {
+        let scale = 1.0 / (sum_of_squares(x) / weight.len() as f32 + eps).sqrt();
+        for (x, weight) in x.iter_mut().zip(weight) {
+            *x = *x * scale * weight;
+        }
+    }
+}
+
 /// Summed up in 16 interleaved parts, so that it vectorises, in an order that depends on the length alone.
 fn sum_of_squares(x: &[f32]) -> f32 {
     let mut parts = [0.0_f32; 16];
@@ -27,7 +37,8 @@ fn sum_of_squares(x: &[f32]) -> f32 {
     parts.iter().sum()
 }
 
-/// Rotates a head in place: element `i` with element `i + half`, by the angle whose cosine and sine are given.
+/// Rotates a head in place: element `i` with element `i + half`, by the angle whose cosine and sine are given, of which
+/// there are `half`. Elements behind those are left alone.
 pub(super) fn rotate(head: &mut [f32], cosines: &[f32], sines: &[f32]) {
     let (first, second) = head.split_at_mut(cosines.len());
     for ((a, b), (cosine, sine)) in first.iter_mut().zip(second).zip(cosines.iter().zip(sines)) {
@@ -119,6 +130,24 @@ mod tests {
         let mut head = [1.0, 2.0, 3.0, 4.0];
         rotate(&mut head, &[0.0, 1.0], &[1.0, 0.0]);
         assert_eq!(head, [-3.0, 2.0, 1.0, 4.0]);
+    }
+
+    #[test]
+    fn rotation_of_a_part_leaves_the_rest_alone() {
+        let mut head = [1.0, 2.0, 3.0, 4.0, 5.0, 6.0];
+        rotate(&mut head, &[0.0, 1.0], &[1.0, 0.0]);
+        assert_eq!(head, [-3.0, 2.0, 1.0, 4.0, 5.0, 6.0]);
+    }
+
+    #[test]
+    fn norms_in_place_are_the_same() {
+        let x: Vec<f32> = (0..60_i16).map(|i| f32::from(i * 7 % 11) - 4.0).collect();
+        let weight: Vec<f32> = (0..20_i16).map(|i| 1.0 + f32::from(i) / 9.0).collect();
+        let mut out = vec![0.0; 60];
+        rms_norm(&x, &weight, 1e-6, &mut out);
+        let mut in_place = x;
+        rms_norm_in_place(&mut in_place, &weight, 1e-6);
+        assert_eq!(in_place, out);
     }
 
     #[test]

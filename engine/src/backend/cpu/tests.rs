@@ -1,12 +1,14 @@
 //! The backend against a forward pass written from the model's definition in f64, without cache, batch or tiles.
 
 mod allocation;
+mod logits;
 mod naive;
+mod tier;
 
 use proptest::prelude::*;
 use tempfile::TempDir;
 
-use self::naive::Shape;
+use self::naive::{Kind, Shape};
 use super::*;
 use crate::backend::{SampleSpec, StepSequence};
 
@@ -150,8 +152,63 @@ fn small() -> Shape {
         head_dim: 6,
         tied: true,
         llama3: false,
+        kind: Kind::Llama,
         seed: 3,
     }
+}
+
+/// Every family, with windows shorter than the contexts of the tests.
+const KINDS: [Kind; 8] = [
+    Kind::Llama,
+    Kind::Mistral(5),
+    Kind::Mistral(17),
+    Kind::Phi3,
+    Kind::Qwen2(3),
+    Kind::Qwen3,
+    Kind::Qwen3Moe(1),
+    Kind::Qwen3Moe(2),
+];
+
+#[test]
+fn every_family_matches_the_definition_at_every_position() {
+    for kind in KINDS {
+        let shape = Shape {
+            kind,
+            head_dim: 8,
+            ..small()
+        };
+        let mut rig = Rig::new(&shape, 1, 4);
+        let mut sequences = rig.sequences(&[37], 5);
+        let expected = naive::log_probabilities(&rig.model, &sequences[0].tokens);
+        for expected in expected {
+            let got = rig.step(&mut sequences, &[1]);
+            assert_close(&got[0], &expected);
+        }
+    }
+}
+
+#[test]
+fn a_window_hides_what_lies_before_it() {
+    let shape = Shape {
+        kind: Kind::Mistral(5),
+        layers: 1,
+        ..small()
+    };
+    let mut rig = Rig::new(&shape, 1, 4);
+    let last = |rig: &mut Rig, first_token: u32| {
+        let mut sequences = rig.sequences(&[20], 1);
+        sequences[0].tokens[0] = first_token;
+        sequences[0].tokens[14] = first_token;
+        rig.step(&mut sequences, &[20]).remove(0)
+    };
+    assert_eq!(
+        last(&mut rig, 1),
+        last(&mut rig, 2),
+        "both lie before the window"
+    );
+    let mut sequences = rig.sequences(&[20], 1);
+    sequences[0].tokens[15] ^= 1;
+    assert_ne!(rig.step(&mut sequences, &[20]).remove(0), last(&mut rig, 1));
 }
 
 #[test]
@@ -226,18 +283,29 @@ fn shape() -> impl Strategy<Value = Shape> {
         1_usize..60,
         any::<bool>(),
         0_u32..1000,
+        proptest::sample::select(KINDS.to_vec()),
     )
         .prop_map(
-            |(kv_heads, shared, half, inner, hidden, tied, seed)| Shape {
+            |(kv_heads, shared, half, inner, hidden, tied, seed, kind)| Shape {
                 vocab: 40 + inner,
                 hidden,
                 inner,
-                layers: 1 + hidden % 2,
+                // Some differ from others in their second layer.
+                layers: match kind {
+                    Kind::Qwen2(_) | Kind::Qwen3Moe(_) => 2,
+                    _ => 1 + hidden % 2,
+                },
                 heads: kv_heads * shared,
                 kv_heads,
-                head_dim: 2 * half,
+                // Half of a head is rotated in one family, and that must be an even number.
+                head_dim: if kind == Kind::Phi3 {
+                    4 * half
+                } else {
+                    2 * half
+                },
                 tied,
-                llama3: seed % 2 == 0,
+                llama3: seed % 2 == 0 && kind != Kind::Phi3,
+                kind,
                 seed,
             },
         )

@@ -6,6 +6,7 @@
 
 use std::net::{IpAddr, TcpListener};
 
+use pointsman_proto::kv_events::HashForm;
 use serde::Deserialize;
 
 /// vLLM's `KVEventsConfig`.
@@ -30,6 +31,9 @@ pub struct KvEventsConfig {
     pub max_queue_size: usize,
     /// First frame of each message; the field's convention is `kv@<pod ip:port>@<model>`.
     pub topic: String,
+    /// How blocks are named; a flag of its own, as in vLLM, where it is an environment variable.
+    #[serde(skip)]
+    pub hashes: HashForm,
 }
 
 impl Default for KvEventsConfig {
@@ -43,6 +47,7 @@ impl Default for KvEventsConfig {
             hwm: 100_000,
             max_queue_size: 100_000,
             topic: String::new(),
+            hashes: HashForm::Integer,
         }
     }
 }
@@ -65,6 +70,9 @@ pub enum KvEventsConfigError {
         field: &'static str,
         endpoint: String,
     },
+    /// A port that leaves no room for the data-parallel ranks above it.
+    #[error("port {port} plus data-parallel rank {rank} is past 65535")]
+    Port { port: u16, rank: u32 },
 }
 
 impl KvEventsConfig {
@@ -88,6 +96,22 @@ impl KvEventsConfig {
             Address::parse("replay_endpoint", endpoint)?;
         }
         Ok(config)
+    }
+
+    /// The configuration of one data-parallel rank: rank `r` has the ports that many above those configured, as in
+    /// vLLM. Port 0 stays 0, so that every rank takes a free one.
+    ///
+    /// # Errors
+    /// When a port would pass 65535.
+    pub fn for_rank(&self, rank: u32) -> Result<Self, KvEventsConfigError> {
+        let endpoint = Address::parse("endpoint", &self.endpoint)?;
+        let replay = self.replay_endpoint.as_deref();
+        let replay = replay.map(|replay| Address::parse("replay_endpoint", replay)?.for_rank(rank));
+        Ok(Self {
+            endpoint: endpoint.for_rank(rank)?,
+            replay_endpoint: replay.transpose()?,
+            ..self.clone()
+        })
     }
 
     /// Whether events are to be published.
@@ -120,6 +144,18 @@ impl Address {
                 endpoint: endpoint.to_owned(),
             }),
         }
+    }
+
+    fn for_rank(&self, rank: u32) -> Result<String, KvEventsConfigError> {
+        if self.port == 0 {
+            return Ok(self.with_port(0));
+        }
+        let port = u32::from(self.port).saturating_add(rank);
+        let port = u16::try_from(port).map_err(|_| KvEventsConfigError::Port {
+            port: self.port,
+            rank,
+        })?;
+        Ok(self.with_port(port))
     }
 
     /// The endpoint to bind, if this is an address of this machine. Tries the address for it.

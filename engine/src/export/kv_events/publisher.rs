@@ -8,9 +8,9 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use futures_util::StreamExt;
-use metrics::Counter;
 use parking_lot::Mutex;
-use pointsman_proto::kv_events::{Event, EventBatch, Form, encode};
+use pointsman_proto::block_hash::BlockDigest;
+use pointsman_proto::kv_events::{EngineHash, Event, EventBatch, Form, HashForm, encode_digests};
 use serde::Serialize;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
@@ -22,10 +22,8 @@ use zeromq::{
 
 use super::config::{Address, KvEventsConfig, KvEventsConfigError};
 use super::replay::{ReplayBuffer, ReplayRequest};
+use crate::export::metrics::Counter;
 use crate::worker::EventSink;
-
-/// The data-parallel rank in each batch: a worker is one rank.
-const DATA_PARALLEL_RANK: u32 = 0;
 
 /// Time one replay may take; a client that does not read its answer loses the rest of it, so that the next
 /// client is served.
@@ -78,19 +76,28 @@ pub struct Source {
 pub struct KvEventPublisher {
     sender: mpsc::Sender<Numbered>,
     next_sequence: u64,
+    /// The data-parallel rank that stands in each batch.
+    rank: u32,
     lost: Counter,
 }
 
 #[derive(Debug)]
 struct Numbered {
     sequence: u64,
-    batch: EventBatch,
+    batch: EventBatch<BlockDigest>,
 }
 
 impl EventSink for KvEventPublisher {
+    fn publish(&mut self, events: Vec<Event>) {
+        let whole = events
+            .into_iter()
+            .map(|event| event.map_hashes(digest_of_integer));
+        self.publish_digests(whole.collect());
+    }
+
     /// Never waits. A batch that finds the queue full takes its number with it, so subscribers see the gap; it
     /// is counted in `lost`.
-    fn publish(&mut self, events: Vec<Event>) {
+    fn publish_digests(&mut self, events: Vec<Event<BlockDigest>>) {
         let timestamp_s = SystemTime::now()
             .duration_since(UNIX_EPOCH)
             .unwrap_or_default()
@@ -98,7 +105,7 @@ impl EventSink for KvEventPublisher {
         let batch = EventBatch {
             timestamp_s,
             events,
-            data_parallel_rank: Some(DATA_PARALLEL_RANK),
+            data_parallel_rank: Some(self.rank),
         };
         let numbered = Numbered {
             sequence: self.next_sequence,
@@ -111,9 +118,18 @@ impl EventSink for KvEventPublisher {
     }
 }
 
-/// Binds (or connects) the sockets and starts the tasks. `lost` counts batches that were dropped unsent.
+/// A digest that goes out as this integer.
+fn digest_of_integer(hash: EngineHash) -> BlockDigest {
+    let mut digest = BlockDigest::default();
+    digest[24..].copy_from_slice(&hash.0.to_be_bytes());
+    digest
+}
+
+/// Binds (or connects) the sockets of data-parallel rank `rank` and starts the tasks. `config` is that rank's own, see
+/// [`KvEventsConfig::for_rank`]; `lost` counts batches that were dropped unsent.
 pub async fn start(
     config: &KvEventsConfig,
+    rank: u32,
     form: Form,
     lost: Counter,
 ) -> Result<(KvEventPublisher, Source), KvEventsError> {
@@ -142,12 +158,14 @@ pub async fn start(
             buffer,
             topic,
             form,
+            hashes: config.hashes,
             _tasks: tasks,
         },
     ));
     let publisher = KvEventPublisher {
         sender,
         next_sequence: 0,
+        rank,
         lost,
     };
     let source = Source {
@@ -245,6 +263,7 @@ struct PublishState {
     buffer: Arc<Mutex<ReplayBuffer>>,
     topic: Bytes,
     form: Form,
+    hashes: HashForm,
     _tasks: JoinSet<()>,
 }
 
@@ -262,7 +281,7 @@ async fn publish(
             batch = batches.recv() => {
                 let Some(Numbered { sequence, batch }) = batch else { return };
                 let mut payload = Vec::new();
-                encode(&batch, state.form, &mut payload);
+                encode_digests(&batch, state.form, state.hashes, &mut payload);
                 let payload = Bytes::from(payload);
                 state.buffer.lock().push(sequence, payload.clone());
                 let Some(socket) = &mut socket else { continue };

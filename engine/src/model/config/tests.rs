@@ -1,13 +1,11 @@
 //! Configurations as checkpoints have them, and as they must be refused, with the field that is wrong.
 
-#![expect(clippy::float_cmp, reason = "what is copied or left alone is exact")]
-
 use std::path::Path;
 
 use serde_json::{Value, json};
 
 use super::*;
-use crate::model::GenerationDefaults;
+use crate::model::{GenerationDefaults, RopeScaling};
 
 fn llama() -> Value {
     json!({
@@ -19,12 +17,20 @@ fn llama() -> Value {
     })
 }
 
-/// The config with some fields replaced, or removed where the value is null.
+/// Null itself, in place of a field.
+const NULL: Value = Value::Null;
+
+/// What removes a field.
+fn gone() -> Value {
+    json!("(gone)")
+}
+
+/// The config with some fields replaced, or removed where the value is [`gone`].
 #[expect(clippy::needless_pass_by_value, reason = "reads better at the calls")]
 fn load(changes: Value) -> Result<ModelConfig, ModelError> {
     let mut config = llama();
     for (field, value) in changes.as_object().unwrap() {
-        if value.is_null() {
+        if *value == gone() {
             config.as_object_mut().unwrap().shift_remove(field);
         } else {
             config[field] = value.clone();
@@ -54,24 +60,25 @@ fn a_llama_config_is_read() {
         ),
         (4, 2, 16, 2)
     );
-    assert_eq!(
-        config.rope,
-        Rope {
-            theta: 50_000.0,
-            scaling: None
-        }
-    );
+    let rope = Rope {
+        theta: 50_000.0,
+        dim: 16,
+        amplitude: 1.0,
+        scaling: RopeScaling::Default,
+    };
+    assert_eq!(config.rope, rope);
+    assert_eq!((config.window(1), config.layer_experts(1)), (None, None));
     assert_eq!(config.eos_token_ids, [2]);
     let layer = 64 * 64 * 2 + 64 * 32 * 2 + 3 * 64 * 96 + 128;
     assert_eq!(config.parameters(), 2 * layer + 1000 * 64 + 64);
-    let defaults = load(json!({"num_key_value_heads": null, "rope_theta": null})).unwrap();
+    let defaults = load(json!({"num_key_value_heads": gone(), "rope_theta": gone()})).unwrap();
     assert_eq!((defaults.kv_heads, defaults.rope.theta), (4, 10_000.0));
 }
 
 #[test]
 fn errors_name_file_and_field() {
     assert_eq!(
-        error(json!({"hidden_size": null})),
+        error(json!({"hidden_size": gone()})),
         "field hidden_size: is missing"
     );
     assert_eq!(
@@ -80,7 +87,9 @@ fn errors_name_file_and_field() {
     );
     assert_eq!(
         error(json!({"architectures": ["MambaForCausalLM"]})),
-        "field architectures: [\"MambaForCausalLM\"] is not supported; supported: [\"LlamaForCausalLM\"]"
+        "field architectures: [\"MambaForCausalLM\"] is not supported; supported: [\"LlamaForCausalLM\", \
+         \"MistralForCausalLM\", \"Phi3ForCausalLM\", \"Qwen2ForCausalLM\", \"Qwen3ForCausalLM\", \
+         \"Qwen3MoeForCausalLM\"]"
     );
     assert_eq!(
         error(json!({"num_key_value_heads": 3})),
@@ -108,43 +117,115 @@ fn errors_name_file_and_field() {
 }
 
 #[test]
-fn rope_is_read_in_both_spellings() {
-    let scaling = json!({
-        "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
-        "original_max_position_embeddings": 8192
+fn windows_are_what_each_family_means() {
+    let windows = |changes: Value| load(changes).unwrap().windows;
+    let mistral = |sliding_window: Value| {
+        let mut config = json!({"architectures": ["MistralForCausalLM"]});
+        config["sliding_window"] = sliding_window;
+        windows(config)
+    };
+    assert_eq!(mistral(json!(8)), [Some(8), Some(8)]);
+    assert_eq!(mistral(NULL), [None, None], "null is no window");
+    let unwritten = json!({"architectures": ["MistralForCausalLM"]});
+    assert_eq!(windows(unwritten), [Some(4096), Some(4096)]);
+    let qwen2 = |use_it: bool, first: usize| {
+        windows(json!({
+            "architectures": ["Qwen2ForCausalLM"], "sliding_window": 8, "use_sliding_window": use_it,
+            "max_window_layers": first
+        }))
+    };
+    assert_eq!(qwen2(false, 0), [None, None]);
+    assert_eq!(qwen2(true, 1), [None, Some(8)]);
+    let by_type = json!({
+        "architectures": ["Qwen3ForCausalLM"], "sliding_window": 8, "use_sliding_window": true,
+        "layer_types": ["sliding_attention", "full_attention"]
     });
-    let old = load(json!({"rope_scaling": scaling})).unwrap();
-    let mut parameters = scaling.clone();
-    parameters["rope_theta"] = json!(50000.0);
-    let new = load(json!({"rope_parameters": parameters, "rope_theta": null})).unwrap();
-    assert_eq!(old.rope, new.rope);
-    assert!(old.rope.scaling.is_some());
-    let plain = load(json!({"rope_scaling": {"type": "default"}})).unwrap();
-    assert_eq!(plain.rope.scaling, None);
+    assert_eq!(windows(by_type), [Some(8), None]);
+    let phi3 = json!({"architectures": ["Phi3ForCausalLM"]});
+    assert_eq!(windows(phi3), [None, None]);
     assert_eq!(
-        error(json!({"rope_scaling": {"rope_type": "yarn", "factor": 2.0}})),
-        "field rope_scaling: rope_type yarn is not supported; supported: default, llama3"
-    );
-    assert_eq!(
-        error(json!({"rope_parameters": {"rope_type": "llama3", "factor": 8.0}})),
-        "field rope_parameters: low_freq_factor is missing"
+        windows(json!({"sliding_window": 8})),
+        [None, None],
+        "a Llama has none"
     );
 }
 
 #[test]
-fn llama3_scaling_leaves_short_waves_and_stretches_long_ones() {
-    let scaling = Llama3Scaling {
-        factor: 8.0,
-        low_freq_factor: 1.0,
-        high_freq_factor: 4.0,
-        original_context: 8192.0,
+fn layer_types_that_do_not_fit_are_refused() {
+    let types =
+        |types: Value| error(json!({"architectures": ["Qwen3ForCausalLM"], "layer_types": types}));
+    assert_eq!(
+        types(json!(["full_attention"])),
+        "field layer_types: has 1 entries for 2 layers"
+    );
+    assert!(types(json!(["full_attention", "linear_attention"])).contains("linear_attention"));
+    let empty = error(json!({"architectures": ["MistralForCausalLM"], "sliding_window": 0}));
+    assert_eq!(empty, "field sliding_window: 0 is out of range");
+}
+
+#[test]
+fn a_mixture_of_experts_says_which_layers_have_them() {
+    let moe = |changes: Value| {
+        let mut config = json!({
+            "architectures": ["Qwen3MoeForCausalLM"], "num_hidden_layers": 4, "num_experts": 6,
+            "num_experts_per_tok": 2, "moe_intermediate_size": 24, "norm_topk_prob": true
+        });
+        for (field, value) in changes.as_object().unwrap() {
+            config[field] = value.clone();
+        }
+        config
     };
-    let of_wave = |length: f64| 2.0 * std::f64::consts::PI / length;
-    assert_eq!(scaling.apply(of_wave(100.0)), of_wave(100.0));
-    assert_eq!(scaling.apply(of_wave(9000.0)), of_wave(9000.0) / 8.0);
-    let between = scaling.apply(of_wave(4096.0)) / of_wave(4096.0);
-    // The wave is half of the original context: smooth = (2 - 1) / (4 - 1).
-    assert!((between - (2.0 / 3.0 / 8.0 + 1.0 / 3.0)).abs() < 1e-12);
+    let config = load(moe(
+        json!({"decoder_sparse_step": 2, "mlp_only_layers": [3]}),
+    ))
+    .unwrap();
+    let experts = config.experts.as_ref().unwrap();
+    assert_eq!(experts.layers, [false, true, false, false]);
+    assert_eq!(
+        (experts.count, experts.per_token, experts.normalised),
+        (6, 2, true)
+    );
+    assert!(config.layer_experts(0).is_none() && config.layer_experts(1).is_some());
+    assert_eq!(
+        config.parameters() - config.active_parameters(),
+        4 * 3 * 64 * 24
+    );
+    let renamed = load(moe(json!({"num_experts": NULL, "num_local_experts": 6}))).unwrap();
+    assert_eq!(renamed.experts.unwrap().layers, [true; 4]);
+    assert_eq!(
+        error(moe(json!({"num_experts_per_tok": 7}))),
+        "field num_experts_per_tok: 7 is more than the 6 experts"
+    );
+    assert_eq!(
+        error(moe(json!({"moe_intermediate_size": NULL}))),
+        "field moe_intermediate_size: is missing"
+    );
+}
+
+#[test]
+fn families_have_their_own_options() {
+    let of = |name: &str| load(json!({"architectures": [name]})).unwrap();
+    let options = |config: &ModelConfig| (config.qkv_bias, config.qk_norm, config.head_dim);
+    assert_eq!(options(&of("LlamaForCausalLM")), (false, false, 16));
+    assert_eq!(options(&of("Qwen2ForCausalLM")), (true, false, 16));
+    assert_eq!(options(&of("Qwen3ForCausalLM")), (false, true, 128));
+    let yarn = json!({"rope_type": "yarn", "factor": 2.0, "original_max_position_embeddings": 64});
+    let text = error(json!({"architectures": ["Phi3ForCausalLM"], "rope_scaling": yarn}));
+    assert!(text.contains("but default and longrope"), "{text}");
+    let long = load(json!({"rope_scaling": yarn})).unwrap();
+    assert_eq!(
+        (long.max_position_embeddings, long.max_model_len),
+        (128, 128)
+    );
+}
+
+#[test]
+fn any_spelling_of_the_element_type_is_read_over() {
+    for field in ["torch_dtype", "dtype"] {
+        let mut config = json!({});
+        config[field] = json!("bfloat16");
+        assert!(load(config).is_ok());
+    }
 }
 
 #[test]

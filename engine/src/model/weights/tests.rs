@@ -59,6 +59,25 @@ fn tensors_of_all_types_are_read() {
 }
 
 #[test]
+fn a_stack_is_taken_apart() {
+    let folder = tempfile::tempdir().unwrap();
+    let bytes: Vec<u8> = (0..12_u8)
+        .flat_map(|i| f32::from(i).to_le_bytes())
+        .collect();
+    let stack = ("stack", Dtype::F32, vec![3, 2, 2], bytes);
+    write(&folder.path().join("model.safetensors"), &[stack]);
+    let weights = Weights::open(folder.path()).unwrap();
+    let parts: Vec<_> = weights
+        .tensor("stack", &[3, 2, 2])
+        .unwrap()
+        .parts()
+        .collect();
+    assert_eq!(parts.len(), 3);
+    assert_eq!(parts[1].shape, [2, 2]);
+    assert_eq!(parts[1].to_vec(), [4.0, 5.0, 6.0, 7.0]);
+}
+
+#[test]
 fn errors_name_file_and_tensor() {
     let folder = single();
     let weights = Weights::open(folder.path()).unwrap();

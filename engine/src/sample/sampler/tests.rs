@@ -2,6 +2,8 @@
 
 #![expect(clippy::float_cmp, reason = "all or none is exact")]
 
+mod reference;
+
 use proptest::prelude::*;
 
 use super::*;
@@ -186,6 +188,7 @@ fn penalties_do_not_bring_back_banned_tokens() {
         prompt: &[0],
         output: &[],
         banned: &[0],
+        ..History::default()
     };
     assert_eq!(token(&spec, history, &[1.0, 0.5]), Some(1));
 }
@@ -200,7 +203,7 @@ fn repetition_penalty_counts_prompt_and_output_once_each() {
     let history = History {
         prompt: &[0, 3],
         output: &[0],
-        banned: &[],
+        ..History::default()
     };
     assert_eq!(token(&spec, history, &[3.0, 1.4, 1.0, -1.0]), Some(0));
     assert_eq!(token(&spec, history, &[3.0, 1.6, 1.0, -1.0]), Some(1));
@@ -212,7 +215,7 @@ fn frequency_and_presence_count_the_output_only() {
     let history = History {
         prompt: &[1, 1, 1, 1],
         output: &[0, 0, 0],
-        banned: &[],
+        ..History::default()
     };
     let frequency = SampleSpec {
         frequency_penalty: 0.5,
@@ -239,13 +242,13 @@ fn penalties_leave_no_trace_for_the_next_row() {
     let history = History {
         prompt: &[0],
         output: &[0, 1, 1],
-        banned: &[],
+        ..History::default()
     };
     sampler.sample(&spec, history, &mut [5.0, 4.0, 3.0]);
     let other = History {
         prompt: &[2],
         output: &[],
-        banned: &[],
+        ..History::default()
     };
     assert_eq!(
         sampler.sample(&spec, other, &mut [5.0, 4.0, 9.0]).token,
@@ -276,6 +279,82 @@ fn logprobs_are_raw() {
     assert_eq!(top, [0, 2]);
 }
 
+#[test]
+fn only_allowed_tokens_come() {
+    let history = History {
+        allowed: &[2, 0, 0, 77],
+        ..History::default()
+    };
+    assert_eq!(token(&greedy(), history, &[1.0, 9.0, 2.0]), Some(2));
+    let banned_too = History {
+        banned: &[2],
+        ..history
+    };
+    assert_eq!(token(&greedy(), banned_too, &[1.0, 9.0, 2.0]), Some(0));
+    let none = History {
+        allowed: &[99],
+        ..history
+    };
+    assert_eq!(token(&greedy(), none, &[1.0, 9.0, 2.0]), None);
+}
+
+#[test]
+fn biases_come_before_penalties_and_do_not_bring_back_banned_tokens() {
+    let spec = SampleSpec {
+        repetition_penalty: 2.0,
+        ..greedy()
+    };
+    // Token 0 is at -1 + 5 = 4 when the penalty halves it; the other way round it would be at -2 + 5 = 3.
+    let history = History {
+        prompt: &[0],
+        biases: &[(0, 5.0), (9, 1.0)],
+        ..History::default()
+    };
+    assert_eq!(token(&spec, history, &[-1.0, 1.9]), Some(0));
+    assert_eq!(token(&spec, history, &[-1.0, 2.1]), Some(1));
+    let banned = History {
+        banned: &[0],
+        biases: &[(0, 100.0)],
+        ..History::default()
+    };
+    assert_eq!(token(&greedy(), banned, &[5.0, 1.0]), Some(1));
+}
+
+#[test]
+fn tokens_asked_for_replace_the_likeliest() {
+    let spec = SampleSpec {
+        logprobs: Some(2),
+        ..greedy()
+    };
+    let logits = [0.5_f32, 0.2, 0.3].map(f32::ln);
+    let history = History {
+        asked: &[1, 50],
+        biases: &[(2, 10.0)],
+        ..History::default()
+    };
+    let sampled = Sampler::default().sample(&spec, history, &mut logits.to_vec());
+    assert_eq!(sampled.token, Some(2));
+    let logprob = sampled.logprob.unwrap();
+    assert!(
+        (logprob.logprob - 0.3_f32.ln()).abs() < 1e-6,
+        "biases do not show"
+    );
+    assert_eq!(logprob.rank, 2);
+    assert_eq!(logprob.top[0].0, 1);
+    assert!((logprob.top[0].1 - 0.2_f32.ln()).abs() < 1e-6);
+    assert_eq!(logprob.top[1], (50, f32::NEG_INFINITY));
+}
+
+#[test]
+fn a_prompt_token_has_its_log_probability_and_rank() {
+    let mut logits = [0.5_f32, 0.2, 0.3].map(f32::ln);
+    let logprob = Sampler::default().logprob(&mut logits, 1, 2);
+    assert!((logprob.logprob - 0.2_f32.ln()).abs() < 1e-6);
+    assert_eq!(logprob.rank, 3);
+    let top: Vec<u32> = logprob.top.iter().map(|(token, _)| *token).collect();
+    assert_eq!(top, [0, 2]);
+}
+
 proptest! {
     /// Whatever the parameters, the token is one of the row's finite ones, and the same each time.
     #[test]
@@ -295,7 +374,7 @@ proptest! {
             temperature, top_p, top_k, min_p, repetition_penalty, seed, logprobs,
             frequency_penalty: 0.1, ..spec()
         };
-        let history = History { prompt: &[0], output: &output, banned: &[] };
+        let history = History { prompt: &[0], output: &output, ..History::default() };
         let mut sampler = Sampler::default();
         let first = sampler.sample(&spec, history, &mut logits.clone());
         let again = sampler.sample(&spec, history, &mut logits.clone());

@@ -360,3 +360,64 @@ fn reports_tell_a_requests_life() {
     );
     assert!(rig.outcome.report.inter_token_gaps.is_empty());
 }
+
+#[test]
+fn evicted_prefixes_come_back_from_host_memory() {
+    let config = SchedulerConfig {
+        blocks: 9,
+        host_blocks: 16,
+        max_num_batched_tokens: 64,
+        ..config()
+    };
+    let mut rig = Rig::new(config.clone());
+    let [first, other] = [steady(1..30, 3), steady(40..70, 3)];
+    let expected = alone(&first, &config).0;
+    let numbers = [first.clone(), other, first.clone()].map(|request| {
+        let number = rig.add(request);
+        rig.run();
+        number
+    });
+    assert_eq!(numbers.map(|number| rig.cached[&number]), [0, 0, 28]);
+    assert_eq!(rig.tokens[&numbers[0]], expected);
+    assert_eq!(rig.tokens[&numbers[2]], expected);
+    let stats = rig.scheduler.stats();
+    assert_eq!(
+        (stats.prompt_tokens_cached, stats.prompt_tokens_cached_host),
+        (28, 28)
+    );
+    assert!(
+        rig.backend.copied >= 14,
+        "seven blocks to the host and back"
+    );
+    // A part on the device, the rest in host memory.
+    rig.add(steady(80..90, 1));
+    rig.run();
+    let again = rig.add(first);
+    rig.run();
+    assert_eq!(rig.cached[&again], 28);
+    let loaded = rig.scheduler.stats().prompt_tokens_cached_host - 28;
+    assert!(
+        loaded > 0 && loaded < 28,
+        "{loaded} tokens came from the host"
+    );
+}
+
+#[test]
+fn a_request_can_ask_to_hear_of_the_blocks_it_reuses() {
+    let mut rig = Rig::new(config());
+    rig.add(steady(1..10, 1));
+    rig.run();
+    rig.events.clear();
+    rig.add(steady(1..10, 1));
+    rig.run();
+    assert!(rig.events.is_empty(), "{:?}", rig.events);
+    rig.add(NewRequest {
+        report_reused_blocks: true,
+        ..steady(1..10, 1)
+    });
+    rig.run();
+    let [Event::BlockStored(stored)] = rig.events.as_slice() else {
+        panic!("{:?}", rig.events)
+    };
+    assert_eq!(stored.token_ids, (1..9).collect::<Vec<u32>>());
+}

@@ -112,16 +112,18 @@ fn incident() -> impl Strategy<Value = (u32, Incident)> {
 fn limits() -> impl Strategy<Value = SchedulerConfig> {
     (
         (1_u32..7, 0_u32..20, 1_u32..6, 0_u32..20),
+        prop_oneof![Just(0), 1_u32..20],
         any::<bool>(),
         proptest::option::weighted(0.3, 1_u32..9),
         proptest::option::weighted(0.5, 1.1_f64..4.0),
     )
         .prop_map(
-            |((block_size, extra_blocks, seqs, extra_budget), caching, threshold, slowdown)| {
+            |((block_size, extra_blocks, seqs, extra_budget), host_blocks, caching, threshold, slowdown)| {
                 SchedulerConfig {
                     block_size,
                     // The largest prompt has 31 tokens.
                     blocks: 1 + 31_u32.div_ceil(block_size) + extra_blocks,
+                    host_blocks,
                     max_num_seqs: seqs,
                     max_num_batched_tokens: seqs + extra_budget,
                     prefix_cache: caching.then(|| HashRecipe::sha256_cbor("vllm-none-hash")),

@@ -1,0 +1,227 @@
+//! From hidden states to tokens: final norm, head, log probabilities, sampling.
+//!
+//! Only the rows of a step that somebody asks for get here: the last token of a sequence that samples, the places of
+//! a prompt whose log probabilities are wanted, the last token of a prompt that is embedded. Logits are computed for a
+//! few rows at a time, so they need `LOGIT_ROWS * vocab_size` floats however large the batch is, and each row of them
+//! depends on its own hidden state alone, so a prompt's log probabilities do not depend on how it was cut into chunks.
+//!
+//! A row is decided by one thread; the rows of a large vocabulary are dealt out to several, each with a sampler of its
+//! own.
+
+use super::forward::Context;
+use super::matrix::Store;
+use super::ops::rms_norm;
+use super::weights::CpuWeights;
+use super::{Step, StepOutput};
+use crate::backend::{PromptRow, SampleSpec, Sampled};
+use crate::sample::{History, Sampler, TokenLogprob};
+
+/// Rows whose logits are computed together.
+const LOGIT_ROWS: usize = 16;
+
+/// Multiply-adds that a logit counts as when it is sampled from, in the decision to use more threads.
+const LOGIT_WORK: usize = 4;
+
+/// The scratch memory of the last part of a step; it grows to what was needed and stays.
+#[derive(Debug, Default)]
+pub(super) struct Logits {
+    /// `[LOGIT_ROWS, hidden_size]`, after the final norm.
+    normed: Vec<f32>,
+    /// `[LOGIT_ROWS, vocab_size]`.
+    rows: Vec<f32>,
+    /// One for each thread that decides rows.
+    samplers: Vec<Sampler>,
+    /// Of the rows at hand, until they are moved to the output in order.
+    decided: [Decided; LOGIT_ROWS],
+}
+
+/// What a row of logits is for.
+#[derive(Clone, Copy)]
+enum Wanted<'a> {
+    Token(&'a SampleSpec),
+    Prompt(&'a PromptRow),
+}
+
+/// What came of it.
+#[derive(Debug)]
+enum Decided {
+    Token(Sampled),
+    Prompt(TokenLogprob),
+}
+
+impl Default for Decided {
+    fn default() -> Self {
+        Self::Token(Sampled::default())
+    }
+}
+
+impl Logits {
+    /// Fills `out` from the `[tokens, hidden_size]` hidden states behind the last layer.
+    pub(super) fn compute(
+        &mut self,
+        context: &Context<'_>,
+        weights: &CpuWeights,
+        hidden: &[f32],
+        out: &mut StepOutput,
+    ) {
+        let step = context.step;
+        out.clear();
+        embed(context, weights, hidden, out);
+        let samples = step.sequences.iter().filter_map(|sequence| {
+            let spec = &step.samples[sequence.sample? as usize];
+            Some((sequence.tokens.end as usize - 1, Wanted::Token(spec)))
+        });
+        let places = step.prompt_rows.iter();
+        let places = places.map(|place| (place.token as usize, Wanted::Prompt(place)));
+        let mut rows = samples.chain(places).peekable();
+        while rows.peek().is_some() {
+            let (batch, count) = self.batch(context, weights, hidden, &mut rows);
+            self.decide(context, &batch[..count], out);
+        }
+    }
+
+    /// Computes the logits of the next rows; which they are, and how many.
+    fn batch<'a>(
+        &mut self,
+        context: &Context<'_>,
+        weights: &CpuWeights,
+        hidden: &[f32],
+        rows: impl Iterator<Item = (usize, Wanted<'a>)>,
+    ) -> ([Option<Wanted<'a>>; LOGIT_ROWS], usize) {
+        let (hidden_size, vocab_size) = (context.config.hidden_size, weights.head.outputs());
+        self.normed.resize(LOGIT_ROWS * hidden_size, 0.0);
+        self.rows.resize(LOGIT_ROWS * vocab_size, 0.0);
+        let mut batch = [None; LOGIT_ROWS];
+        let mut count = 0;
+        // The slot comes first: the row after the last slot must stay in the iterator.
+        for (slot, (row, wanted)) in batch.iter_mut().zip(rows) {
+            let hidden = &hidden[row * hidden_size..(row + 1) * hidden_size];
+            let normed = &mut self.normed[count * hidden_size..(count + 1) * hidden_size];
+            rms_norm(hidden, &weights.norm, context.config.rms_norm_eps, normed);
+            *slot = Some(wanted);
+            count += 1;
+        }
+        let normed = &self.normed[..count * hidden_size];
+        let logits = &mut self.rows[..count * vocab_size];
+        let (team, isa) = (context.team, context.isa);
+        weights
+            .head
+            .multiply(team, isa, normed, logits, Store::Replace);
+        (batch, count)
+    }
+
+    /// Decides the rows whose logits are at hand.
+    fn decide(
+        &mut self,
+        context: &Context<'_>,
+        wanted: &[Option<Wanted<'_>>],
+        out: &mut StepOutput,
+    ) {
+        let (count, vocab_size) = (wanted.len(), self.rows.len() / LOGIT_ROWS);
+        let work = count * vocab_size * LOGIT_WORK;
+        let parts = context.team.parts(work).min(count);
+        if self.samplers.len() < parts {
+            self.samplers.resize_with(parts, Sampler::default);
+        }
+        let share = Share {
+            wanted,
+            logits: &mut self.rows[..count * vocab_size],
+            decided: &mut self.decided[..count],
+            samplers: &mut self.samplers[..parts],
+        };
+        share.decide(context.step);
+        for decided in &mut self.decided[..count] {
+            match std::mem::take(decided) {
+                Decided::Token(sampled) => out.sampled.push(sampled),
+                Decided::Prompt(logprob) => out.prompt_logprobs.push(logprob),
+            }
+        }
+    }
+}
+
+/// Rows and the samplers that share them.
+struct Share<'a> {
+    wanted: &'a [Option<Wanted<'a>>],
+    logits: &'a mut [f32],
+    decided: &'a mut [Decided],
+    samplers: &'a mut [Sampler],
+}
+
+impl Share<'_> {
+    fn decide(self, step: &Step) {
+        let rows = self.wanted.len();
+        if rows == 0 {
+            return;
+        }
+        let width = self.logits.len() / rows;
+        let parts = self.samplers.len();
+        if parts > 1 && rows > 1 {
+            let (part, row) = (parts / 2, rows * (parts / 2) / parts);
+            let wanted = self.wanted.split_at(row);
+            let logits = self.logits.split_at_mut(row * width);
+            let decided = self.decided.split_at_mut(row);
+            let samplers = self.samplers.split_at_mut(part);
+            let (left, right) = (
+                Share {
+                    wanted: wanted.0,
+                    logits: logits.0,
+                    decided: decided.0,
+                    samplers: samplers.0,
+                },
+                Share {
+                    wanted: wanted.1,
+                    logits: logits.1,
+                    decided: decided.1,
+                    samplers: samplers.1,
+                },
+            );
+            rayon::join(|| left.decide(step), || right.decide(step));
+            return;
+        }
+        let Some(sampler) = self.samplers.first_mut() else {
+            return;
+        };
+        let rows = self.wanted.iter().flatten();
+        let rows = rows.zip(self.logits.chunks_exact_mut(width));
+        for ((wanted, logits), decided) in rows.zip(self.decided) {
+            *decided = match *wanted {
+                Wanted::Token(spec) => {
+                    Decided::Token(sampler.sample(spec, history(step, spec), logits))
+                }
+                Wanted::Prompt(place) => {
+                    Decided::Prompt(sampler.logprob(logits, place.target, place.top))
+                }
+            };
+        }
+    }
+}
+
+/// The normed hidden state behind the last token of each sequence that wants it.
+fn embed(context: &Context<'_>, weights: &CpuWeights, hidden: &[f32], out: &mut StepOutput) {
+    let size = context.config.hidden_size;
+    let sequences = context.step.sequences.iter();
+    for sequence in sequences.filter(|sequence| sequence.embed) {
+        let row = sequence.tokens.end as usize - 1;
+        let mut embedding = vec![0.0; size];
+        let hidden = &hidden[row * size..(row + 1) * size];
+        rms_norm(
+            hidden,
+            &weights.norm,
+            context.config.rms_norm_eps,
+            &mut embedding,
+        );
+        out.embeddings.push(embedding);
+    }
+}
+
+fn history<'a>(step: &'a Step, spec: &SampleSpec) -> History<'a> {
+    let of = |range: &std::ops::Range<u32>| range.start as usize..range.end as usize;
+    History {
+        prompt: &step.history[of(&spec.prompt)],
+        output: &step.history[of(&spec.output)],
+        banned: &step.banned[of(&spec.banned)],
+        biases: &step.biases[of(&spec.biases)],
+        allowed: &step.allowed[of(&spec.allowed)],
+        asked: &step.asked[of(&spec.asked)],
+    }
+}
