@@ -10,7 +10,8 @@ use std::time::Duration;
 use futures_util::future::join_all;
 
 use super::{
-    EngineHandle, NewRequest, PauseMode, RequestStream, RequestWatch, SleepError, Stats, SubmitError,
+    EngineHandle, NewRequest, PauseMode, RequestStream, RequestWatch, SleepError, Stats,
+    SubmitError,
 };
 use crate::backend::SleepLevel;
 
@@ -138,9 +139,7 @@ impl Ranks {
 
     /// As [`Ranks::reset_prefix_cache`], but running requests give up their blocks for it.
     pub async fn reset_prefix_cache_preempting(&self) -> bool {
-        let resets = self
-            .iter()
-            .map(EngineHandle::reset_prefix_cache_preempting);
+        let resets = self.iter().map(EngineHandle::reset_prefix_cache_preempting);
         join_all(resets).await.into_iter().all(|done| done)
     }
 

@@ -70,7 +70,9 @@ fn value<'a>(page: &'a str, series: &str) -> &'a str {
 fn the_page_before_the_first_request_is_the_golden_one() {
     let (page, _observer) = one();
     let page = text(&page, &Stats::default());
-    let lora = page.lines().find(|line| line.starts_with("vllm:lora_requests_info{"));
+    let lora = page
+        .lines()
+        .find(|line| line.starts_with("vllm:lora_requests_info{"));
     let time = lora.unwrap().rsplit_once(' ').unwrap().1;
     let page = page.replace(time, "NOW");
     let golden = include_str!("tests/page.txt");
@@ -304,7 +306,9 @@ fn each_rank_has_its_own_series() {
         assert_eq!(gauge("num_requests_running"), running);
         assert_eq!(gauge("num_requests_waiting"), waiting);
     }
-    let head = text.lines().filter(|line| *line == "# TYPE vllm:num_requests_running gauge");
+    let head = text
+        .lines()
+        .filter(|line| *line == "# TYPE vllm:num_requests_running gauge");
     assert_eq!(head.count(), 1, "a family has one head");
 }
 
@@ -345,7 +349,11 @@ fn old_names_show_the_same_numbers_where_they_are_asked_for() {
 #[test]
 fn one_sleep_state_is_1() {
     let (page, _observer) = one();
-    for (level, states) in [(0, ["1", "0", "0"]), (1, ["0", "1", "0"]), (2, ["0", "0", "1"])] {
+    for (level, states) in [
+        (0, ["1", "0", "0"]),
+        (1, ["0", "1", "0"]),
+        (2, ["0", "0", "1"]),
+    ] {
         page.sleep_level(level);
         let text = text(&page, &Stats::default());
         let names = ["awake", "weights_offloaded", "discard_all"];
@@ -378,8 +386,14 @@ fn http_requests_are_counted_by_handler_method_and_class_of_status() {
     let text = text(&page, &Stats::default());
     let completions = "{handler=\"/v1/completions\"";
     for (series, number) in [
-        (format!("http_requests_total{completions},method=\"POST\",status=\"2xx\"}}"), "2"),
-        (format!("http_requests_total{completions},method=\"POST\",status=\"4xx\"}}"), "1"),
+        (
+            format!("http_requests_total{completions},method=\"POST\",status=\"2xx\"}}"),
+            "2",
+        ),
+        (
+            format!("http_requests_total{completions},method=\"POST\",status=\"4xx\"}}"),
+            "1",
+        ),
         (
             "http_requests_total{handler=\"none\",method=\"OTHER\",status=\"4xx\"}".to_owned(),
             "1",
@@ -391,7 +405,10 @@ fn http_requests_are_counted_by_handler_method_and_class_of_status() {
             "3",
         ),
         (format!("http_request_size_bytes_sum{completions}}}"), "30"),
-        (format!("http_response_size_bytes_count{completions}}}"), "3"),
+        (
+            format!("http_response_size_bytes_count{completions}}}"),
+            "3",
+        ),
         ("http_request_duration_highr_seconds_count".to_owned(), "4"),
     ] {
         assert_eq!(value(&text, &series), number, "{series}");
@@ -415,7 +432,10 @@ fn the_parts_of_the_start_stand_on_the_page() {
     let (page, _observer) = one();
     page.start_took("model", Duration::from_millis(1500));
     let text = text(&page, &Stats::default());
-    assert_eq!(value(&text, "pointsman:start_seconds{part=\"model\"}"), "1.5");
+    assert_eq!(
+        value(&text, "pointsman:start_seconds{part=\"model\"}"),
+        "1.5"
+    );
 }
 
 /// A picker scrapes each worker several times a second, so the page must be cheap even without optimisation and with

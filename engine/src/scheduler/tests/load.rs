@@ -118,7 +118,13 @@ fn limits() -> impl Strategy<Value = SchedulerConfig> {
         proptest::option::weighted(0.5, 1.1_f64..4.0),
     )
         .prop_map(
-            |((block_size, extra_blocks, seqs, extra_budget), host_blocks, caching, threshold, slowdown)| {
+            |(
+                (block_size, extra_blocks, seqs, extra_budget),
+                host_blocks,
+                caching,
+                threshold,
+                slowdown,
+            )| {
                 SchedulerConfig {
                     block_size,
                     // The largest prompt has 31 tokens.
