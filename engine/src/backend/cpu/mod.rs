@@ -162,6 +162,7 @@ impl Backend for CpuBackend {
             config: Arc::clone(&self.config),
             kv: KvMemory::new(KvGeometry::new(&self.config)),
             forward: Forward::new(&self.config),
+            layout: None,
         }))
     }
 }
