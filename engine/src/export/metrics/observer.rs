@@ -21,7 +21,10 @@ impl Observer for MetricsObserver {
         let to = &self.series;
         to.running.set(f64::from(stats.running));
         to.waiting.set(f64::from(stats.waiting));
-        to.waiting_for_capacity.set(f64::from(stats.waiting));
+        let deferred = stats.waiting_deferred.min(stats.waiting);
+        to.waiting_for_capacity
+            .set(f64::from(stats.waiting - deferred));
+        to.waiting_deferred.set(f64::from(deferred));
         to.kv_usage.set(stats.kv_usage());
         to.prefix_queries.absolute(stats.prefix_queries);
         to.prefix_hits.absolute(stats.prefix_hits);
