@@ -16,6 +16,10 @@ use crate::export::kv_events::KvEventsConfig;
 use crate::kv::HashAlgorithm;
 pub use fleet::FleetFlags;
 
+mod sim;
+
+pub use sim::SimFlags;
+
 const EXAMPLES: &str = "\
 Examples:
   Serve a model folder on port 8000 of loopback:
@@ -246,6 +250,14 @@ pub struct Flags {
     #[arg(long, value_enum, default_value_t = LogFormat::Text, help_heading = "Log and traces")]
     pub log_format: LogFormat,
 
+    /// Tokens in one event of a stream: 1 sends each as it comes, more send fewer and larger events. The first
+    /// token is never held back.
+    #[arg(long, value_name = "TOKENS", default_value_t = 1, value_parser = positive(), help_heading = "Server")]
+    pub stream_interval: u32,
+
+    /// The flags of `--backend sim`.
+    #[command(flatten)]
+    pub sim: SimFlags,
     /// What matters in a fleet.
     #[command(flatten)]
     pub fleet: FleetFlags,
@@ -258,6 +270,8 @@ pub enum BackendName {
     Auto,
     /// The CPU.
     Cpu,
+    /// No device: the time that a GPU would take, on the wall clock, and tokens without meaning.
+    Sim,
 }
 
 /// The values of `--scheduling-policy`.

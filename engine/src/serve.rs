@@ -8,6 +8,7 @@
 mod plan;
 mod ranks;
 mod server;
+mod simulation;
 mod telling;
 mod warm_up;
 
@@ -32,6 +33,7 @@ use crate::model::{Model, ModelError, Verification};
 use crate::worker::{SchedulerConfig, StartError};
 pub use server::Server;
 use server::Summary;
+use simulation::Simulation;
 use telling::Telling;
 
 /// Why a worker does not start or does not go on.
@@ -85,23 +87,40 @@ pub enum ServeError {
 /// See [`ServeError`]; nothing listens after an error.
 pub async fn start(flags: &Flags) -> Result<Server, ServeError> {
     let mut clock = Stopwatch::start();
-    let mut model = open_model(flags)?;
+    let simulation = Simulation::of(flags)?;
+    let mut model = match &simulation {
+        Some(simulation) => simulation.model(&flags.model)?,
+        None => open_model(flags)?,
+    };
     let context_tokens = plan::context(flags.max_model_len, model.config.max_position_embeddings)?;
     model.config.max_model_len = context_tokens as usize;
     let loaded = clock.lap();
     let encoder = Arc::new(PromptEncoder::load(&flags.model)?);
     let tokenizer = clock.lap();
     let threads = plan::threads_per_rank(flags);
-    let backend = backend::select(plan::backend(flags.backend), &model, threads)?;
+    let choice = match &simulation {
+        Some(simulation) => simulation.backend(&model, encoder.tokenizer()),
+        None => plan::backend(flags.backend),
+    };
+    let backend = backend::select(choice, &model, threads)?;
     let info = backend.info().clone();
     let packed = clock.lap();
     let config = plan::scheduler(flags, &model, &info, context_tokens);
     let (page, observers) = metrics::build(&identity(flags, &config));
-    let engines = ranks::start(flags, &config, backend, observers, &page).await?;
+    let start = ranks::Start {
+        flags,
+        config: &config,
+        page: &page,
+        simulation: simulation.as_ref(),
+    };
+    let engines = start.all(backend, observers).await?;
     let kv = clock.lap();
     let telling = Telling::start(flags, &page)?;
     let api = api_config(flags, &model, engines.sources, telling.records.clone());
-    let router = router(engines.ranks.clone(), encoder, page.clone(), api);
+    let mut router = router(engines.ranks.clone(), encoder, page.clone(), api);
+    if let Some(simulation) = &simulation {
+        router = simulation.routes(router);
+    }
     let asked = SocketAddr::new(flags.host, flags.port);
     let (listener, address) = listen(asked).await?;
     let summary = Summary {
@@ -187,6 +206,7 @@ fn api_config(
         kv_event_sources: sources,
         created: now.unwrap_or_default().as_secs(),
         api_keys: flags.api_key.clone(),
+        stream_interval: flags.stream_interval,
     }
 }
 

@@ -231,9 +231,12 @@ fn flags_of_readme(first_column: bool) -> BTreeSet<String> {
         let in_table = line.starts_with("| `--");
         in_table == first_column
     });
-    let texts = lines.map(|line| match first_column {
-        true => line.split('|').nth(1).unwrap_or_default(),
-        false => line,
+    let texts = lines.map(|line| {
+        if first_column {
+            line.split('|').nth(1).unwrap_or_default()
+        } else {
+            line
+        }
     });
     texts
         .flat_map(|text| text.split('`'))
@@ -281,7 +284,9 @@ fn a_request_that_ended_is_one_line_with_stable_fields() {
     let line = |message: &str| {
         let lines = log.lines().map(|line| serde_json::from_str(line).unwrap());
         let mut lines = lines.filter(|line: &Value| line["fields"]["message"] == message);
-        let line = lines.next().unwrap_or_else(|| panic!("no {message:?} in {log}"));
+        let line = lines
+            .next()
+            .unwrap_or_else(|| panic!("no {message:?} in {log}"));
         assert!(lines.next().is_none(), "two of {message:?} in {log}");
         line["fields"].clone()
     };

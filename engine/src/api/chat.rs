@@ -166,6 +166,26 @@ impl Answer for ChatAnswer {
         }]));
     }
 
+    fn only_text(&self, delta: &Delta) -> bool {
+        !self.return_token_ids && delta.logprob.is_none() && delta.end.is_none()
+    }
+
+    fn merge(into: &mut ChatChunk, later: ChatChunk) {
+        for (choice, later) in into.choices.iter_mut().zip(later.choices) {
+            if let (Some(text), Some(more)) = (&mut choice.delta.content, &later.delta.content) {
+                text.push_str(more);
+            }
+            if let (Some(logprobs), Some(more)) = (&mut choice.logprobs, later.logprobs) {
+                logprobs.content.extend(more.content);
+            }
+            if let (Some(ids), Some(more)) = (&mut choice.token_ids, later.token_ids) {
+                ids.extend(more);
+            }
+            choice.finish_reason = later.finish_reason;
+            choice.stop_reason = later.stop_reason;
+        }
+    }
+
     fn usage_chunk(&self) -> ChatChunk {
         self.chunk(Vec::new())
     }

@@ -11,7 +11,7 @@ use pointsman_proto::prompt::PromptEncoder;
 
 use crate::sample::TokenLogprob;
 use crate::scheduler::{Finish, TokenUpdate};
-use crate::text::{Detokenizer, StopStrings};
+use crate::text::{Detokenizer, Pieces, StopStrings};
 
 /// How tokens are to become text; from the request.
 #[derive(Debug, Clone, Default)]
@@ -70,6 +70,14 @@ impl Choice {
         }
     }
 
+    /// The same, with the texts of tokens that need no decoding.
+    pub(super) fn with_pieces(self, pieces: Arc<Pieces>) -> Self {
+        Self {
+            detokenizer: self.detokenizer.with_pieces(pieces),
+            ..self
+        }
+    }
+
     pub(super) fn generated_tokens(&self) -> u32 {
         self.generated_tokens
     }
@@ -109,6 +117,10 @@ impl Choice {
     }
 
     fn take(&mut self, piece: &str, delta: &mut Delta) {
+        if self.stops.is_empty() {
+            delta.text.push_str(piece);
+            return;
+        }
         if self.generated_tokens <= self.min_tokens {
             delta.text.push_str(&self.stops.push_unsearched(piece));
             return;

@@ -226,6 +226,27 @@ impl Answer for CompletionAnswer {
         }]));
     }
 
+    fn only_text(&self, delta: &Delta) -> bool {
+        !self.return_token_ids && !self.logprobs && delta.end.is_none()
+    }
+
+    fn merge(into: &mut CompletionChunk, later: CompletionChunk) {
+        for (choice, later) in into.choices.iter_mut().zip(later.choices) {
+            choice.text.push_str(&later.text);
+            if let (Some(logprobs), Some(more)) = (&mut choice.logprobs, later.logprobs) {
+                logprobs.text_offset.extend(more.text_offset);
+                logprobs.tokens.extend(more.tokens);
+                logprobs.token_logprobs.extend(more.token_logprobs);
+                logprobs.top_logprobs.extend(more.top_logprobs);
+            }
+            if let (Some(ids), Some(more)) = (&mut choice.token_ids, later.token_ids) {
+                ids.extend(more);
+            }
+            choice.finish_reason = later.finish_reason;
+            choice.stop_reason = later.stop_reason;
+        }
+    }
+
     fn usage_chunk(&self) -> CompletionChunk {
         self.chunk(Vec::new())
     }

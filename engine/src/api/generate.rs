@@ -4,14 +4,13 @@
 //! the prefix cache serves the others as far as blocks are full. Choice `c` of a seeded request has the seed plus
 //! `c`, so that choices differ and stay reproducible.
 
-use std::future::Future;
-use std::pin::Pin;
+use std::collections::VecDeque;
+use std::future::poll_fn;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use axum::http::HeaderMap;
-use futures_util::StreamExt;
-use futures_util::stream::FuturesUnordered;
 use pointsman_proto::headers::EXPECTED_TIMEOUT_MS;
 use pointsman_proto::openai::Usage;
 
@@ -85,19 +84,34 @@ pub(super) fn header<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> 
     headers.get(name).and_then(|value| value.to_str().ok())
 }
 
+/// Updates that are taken from one stream at once.
+const UPDATES_AT_ONCE: usize = 64;
+
 /// The running requests of one response. Dropping it aborts those that have not ended.
+///
+/// Updates are taken from the streams as many at a time as are there, so that a reader that fell behind catches up
+/// with few wake-ups and few writes. What is taken and not passed on yet is bounded by [`UPDATES_AT_ONCE`] for each
+/// choice; the rest waits in the streams.
 pub(super) struct Generation {
     choices: Vec<Choice>,
-    running: FuturesUnordered<Running>,
+    running: Vec<Running>,
+    /// Updates that were taken, by choice; none is a stream that broke off.
+    ready: VecDeque<(usize, Option<TokenUpdate>)>,
+    /// Kept for its memory.
+    taken: Vec<TokenUpdate>,
     prompt_tokens: u32,
     choices_per_prompt: usize,
     metrics: MetricsPage,
     /// The data-parallel rank of each prompt, in their order.
     ranks: Vec<u32>,
+    stream_interval: u32,
 }
 
-/// The next update of one choice, with its stream.
-type Running = Pin<Box<dyn Future<Output = (usize, RequestStream, Option<TokenUpdate>)> + Send>>;
+/// A choice that has not ended.
+struct Running {
+    index: usize,
+    stream: RequestStream,
+}
 
 impl Generation {
     /// Submits `n` requests for each prompt; all of them or, on an error, none.
@@ -110,11 +124,14 @@ impl Generation {
         let id: Arc<str> = Arc::from(head.id.as_str());
         let mut this = Self {
             choices: Vec::new(),
-            running: FuturesUnordered::new(),
+            running: Vec::new(),
+            ready: VecDeque::new(),
+            taken: Vec::new(),
             prompt_tokens: 0,
             choices_per_prompt: checked.n,
             metrics: api.metrics.clone(),
             ranks: Vec::new(),
+            stream_interval: api.config.stream_interval,
         };
         let asked = head.caller.rank()?;
         for prompt in prompts {
@@ -138,12 +155,10 @@ impl Generation {
                 };
                 let stream = api.submit(request, watch)?;
                 let index = this.choices.len();
-                this.choices.push(Choice::new(
-                    Arc::clone(&api.encoder),
-                    &prompt,
-                    &checked.text,
-                ));
-                this.running.push(next_update(index, stream));
+                let choice = Choice::new(Arc::clone(&api.encoder), &prompt, &checked.text);
+                this.choices
+                    .push(choice.with_pieces(Arc::clone(&api.pieces)));
+                this.running.push(Running { index, stream });
             }
         }
         Ok(this)
@@ -152,31 +167,75 @@ impl Generation {
     /// The next addition to any of the choices, by index; none when all have ended.
     pub(super) async fn next(&mut self) -> Option<(usize, Delta)> {
         loop {
-            let (index, stream, update) = self.running.next().await?;
-            let Some(choice) = self.choices.get_mut(index) else {
-                continue;
-            };
-            let Some(update) = update else {
-                let end =
-                    End::Failed("the engine stopped before the answer was complete".to_owned());
-                return Some((
-                    index,
-                    Delta {
-                        end: Some(end),
-                        ..Delta::default()
-                    },
-                ));
-            };
-            let delta = choice.push(update);
-            match &delta.end {
-                None => self.running.push(next_update(index, stream)),
-                Some(End::Finished {
-                    by_stop_string: true,
-                    ..
-                }) => stream.stop(),
-                Some(_) => {}
+            if let Some(next) = self.next_ready() {
+                return Some(next);
             }
-            return Some((index, delta));
+            if self.running.is_empty() {
+                return None;
+            }
+            poll_fn(|context| self.poll_ready(context)).await;
+        }
+    }
+
+    /// The next addition if it is there already; none otherwise, which is not the end.
+    pub(super) fn next_ready(&mut self) -> Option<(usize, Delta)> {
+        let (index, update) = self.ready.pop_front()?;
+        let Some(update) = update else {
+            let reason = "the engine stopped before the answer was complete".to_owned();
+            let end = Some(End::Failed(reason));
+            return Some((
+                index,
+                Delta {
+                    end,
+                    ..Delta::default()
+                },
+            ));
+        };
+        let delta = self.choices.get_mut(index)?.push(update);
+        if let Some(End::Finished {
+            by_stop_string: true,
+            ..
+        }) = &delta.end
+        {
+            self.stop(index);
+        }
+        Some((index, delta))
+    }
+
+    /// Frames of a stream carry this many tokens.
+    pub(super) fn stream_interval(&self) -> u32 {
+        self.stream_interval
+    }
+
+    /// Takes what is there from all streams.
+    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<()> {
+        let (ready, taken) = (&mut self.ready, &mut self.taken);
+        self.running.retain_mut(|Running { index, stream }| {
+            let polled = stream.poll_many(context, taken, UPDATES_AT_ONCE);
+            let ended = taken.last().is_some_and(|update| update.finish.is_some());
+            ready.extend(taken.drain(..).map(|update| (*index, Some(update))));
+            if polled == Poll::Ready(0) {
+                ready.push_back((*index, None));
+                return false;
+            }
+            !ended
+        });
+        if ready.is_empty() {
+            Poll::Pending
+        } else {
+            Poll::Ready(())
+        }
+    }
+
+    /// A stop string ended the choice: whatever the engine went on to generate is not part of it.
+    fn stop(&mut self, index: usize) {
+        self.ready.retain(|(other, _)| *other != index);
+        if let Some(at) = self
+            .running
+            .iter()
+            .position(|running| running.index == index)
+        {
+            self.running.swap_remove(at).stream.stop();
         }
     }
 
@@ -221,13 +280,6 @@ fn about(head: &Head, rank: u32, choices: usize, sampling: &SamplingParams) -> A
         temperature: sampling.temperature,
         top_p: sampling.top_p,
     }
-}
-
-fn next_update(index: usize, mut stream: RequestStream) -> Running {
-    Box::pin(async move {
-        let update = stream.next().await;
-        (index, stream, update)
-    })
 }
 
 #[cfg(test)]

@@ -227,6 +227,25 @@ impl Answer for TokensAnswer {
         });
     }
 
+    /// Every event has the token's id.
+    fn only_text(&self, _: &Delta) -> bool {
+        false
+    }
+
+    fn merge(into: &mut GenerateChunk, later: GenerateChunk) {
+        for (choice, later) in into.choices.iter_mut().zip(later.choices) {
+            if let (Some(text), Some(more)) = (&mut choice.text, &later.text) {
+                text.push_str(more);
+            }
+            if let (Some(logprobs), Some(more)) = (&mut choice.logprobs, later.logprobs) {
+                logprobs.content.extend(more.content);
+            }
+            choice.token_ids.extend(later.token_ids);
+            choice.finish_reason = later.finish_reason;
+            choice.stop_reason = later.stop_reason;
+        }
+    }
+
     fn usage_chunk(&self) -> GenerateChunk {
         self.chunk(Vec::new())
     }

@@ -22,6 +22,7 @@ mod completion;
 mod dev;
 mod embeddings;
 mod error;
+mod faults;
 mod generate;
 mod inference;
 mod intake;
@@ -30,6 +31,7 @@ mod observe;
 mod render;
 mod sampling;
 mod sse;
+mod template;
 mod tokens;
 
 use std::collections::BTreeMap;
@@ -48,9 +50,11 @@ use crate::export::metrics::{MetricsPage, Rejection};
 use crate::export::requests::RequestRecords;
 use crate::model::GenerationDefaults;
 use crate::scheduler::NewRequest;
+use crate::text::Pieces;
 use crate::worker::{QueueBound, Ranks, RequestStream, RequestWatch, SubmitError};
 use choice::End;
 use error::ApiError;
+pub use faults::with_faults;
 use intake::Intake;
 
 /// JSON has no infinity, so the log probability of the impossible is this, as in vLLM.
@@ -83,6 +87,8 @@ pub struct ApiConfig {
     pub created: u64,
     /// Keys of which a request to what computes must bear one; none asked for where this is empty.
     pub api_keys: Vec<String>,
+    /// Tokens in one event of a stream, after the first.
+    pub stream_interval: u32,
 }
 
 /// What every handler shares.
@@ -93,6 +99,8 @@ struct Api {
     metrics: MetricsPage,
     intake: Intake,
     config: ApiConfig,
+    /// Texts of tokens that need no decoding.
+    pieces: Arc<Pieces>,
 }
 
 /// The routes over one engine.
@@ -104,9 +112,10 @@ pub fn router(
 ) -> Router {
     let api = Arc::new(Api {
         engine,
-        encoder,
         metrics,
         intake: Intake::new(),
+        pieces: Arc::new(Pieces::new(encoder.tokenizer())),
+        encoder,
         config,
     });
     let mut router = Router::new()

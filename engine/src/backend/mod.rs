@@ -21,6 +21,7 @@ pub(crate) mod testing;
 
 pub mod cpu;
 pub mod cuda;
+pub mod sim;
 
 pub use select::{BackendChoice, select};
 pub use step::{
@@ -63,6 +64,18 @@ pub trait Backend: Send {
     /// When the memory is not there any more. The backend is then of no further use.
     fn wake(&mut self) -> Result<(), BackendError> {
         Ok(())
+    }
+
+    /// A backend like this one for a further data-parallel rank: it shares what does not change (the weights) and has
+    /// threads and KV memory of its own, which are yet to be allocated.
+    ///
+    /// # Errors
+    /// When its threads cannot be started, or where a backend has one rank only.
+    fn another(&self) -> Result<Box<dyn Backend>, BackendError> {
+        Err(BackendError::Start {
+            backend: self.info().name,
+            reason: "it runs a single data-parallel rank".to_owned(),
+        })
     }
 
     /// The error of a backend that does not sleep at `level`.
@@ -114,6 +127,8 @@ pub struct BackendInfo {
     pub device: String,
     /// Bytes of KV memory for one token over all layers, with the padding of the default block size.
     pub kv_bytes_per_token: usize,
+    /// Bytes that the device has for KV blocks; none where they are the host's, whose memory is not the worker's own.
+    pub kv_memory_bytes: Option<u64>,
 }
 
 /// How the KV memory is cut.

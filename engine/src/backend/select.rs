@@ -4,16 +4,19 @@ use tracing::info;
 
 use super::cpu::CpuBackend;
 use super::cuda::probe::{Probed, probe};
+use super::sim::SimBackend;
 use super::{Backend, BackendError};
 use crate::model::Model;
 
 /// What `--backend` says.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Debug)]
 pub enum BackendChoice {
     /// The best that this build has for this machine.
     Auto,
     /// The CPU, without asking for devices.
     Cpu,
+    /// No device: the time that one would take.
+    Sim(Box<SimBackend>),
 }
 
 /// Makes the chosen backend for `model`, with `threads` CPU threads (0: as many as the machine has), and logs in one
@@ -27,6 +30,7 @@ pub fn select(
     threads: usize,
 ) -> Result<Box<dyn Backend>, BackendError> {
     let reason = match choice {
+        BackendChoice::Sim(backend) => return Ok(selected(backend, "asked for")),
         BackendChoice::Cpu => "asked for".to_owned(),
         BackendChoice::Auto => match probe() {
             Probed::NoDriver => "no CUDA driver".to_owned(),
@@ -38,6 +42,10 @@ pub fn select(
         },
     };
     let backend = CpuBackend::new(model, threads)?;
+    Ok(selected(Box::new(backend), &reason))
+}
+
+fn selected(backend: Box<dyn Backend>, reason: &str) -> Box<dyn Backend> {
     let details = backend.info();
     info!(
         backend = details.name,
@@ -45,5 +53,5 @@ pub fn select(
         reason,
         "backend selected"
     );
-    Ok(Box::new(backend))
+    backend
 }

@@ -32,6 +32,7 @@ impl HashBackend {
                 name: "hash",
                 device: "test".to_owned(),
                 kv_bytes_per_token: 8,
+                kv_memory_bytes: None,
             },
             vocab_size,
             block_size: 1,

@@ -14,6 +14,7 @@ mod http;
 mod observer;
 mod page;
 mod rank;
+mod samples;
 #[cfg(test)]
 mod tests;
 
@@ -129,11 +130,7 @@ impl MetricsPage {
     /// Counts a prompt whose choices have all ended: how many there were, and the tokens of the longest.
     pub fn answered(&self, rank: u32, choices: usize, longest: u32) {
         if let Some(series) = self.0.ranks.get(rank as usize) {
-            series.samples.choices.record(choices as f64);
-            series
-                .samples
-                .max_generated_tokens
-                .record(f64::from(longest));
+            series.requests.answered(choices, longest);
         }
     }
 

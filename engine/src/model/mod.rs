@@ -97,6 +97,21 @@ pub struct Model {
 }
 
 impl Model {
+    /// Opens a folder for its configuration alone; every tensor is missing.
+    ///
+    /// # Errors
+    /// See [`ModelError`].
+    pub fn open_without_weights(folder: &Path) -> Result<Self, ModelError> {
+        let config = ModelConfig::load(folder)?;
+        let generation = GenerationDefaults::load(folder, &config)?;
+        Ok(Self {
+            config,
+            generation,
+            weights: Weights::none(folder),
+            verified: None,
+        })
+    }
+
     /// Opens a Hugging Face model folder, and checks it against its manifest if it has one.
     ///
     /// # Errors

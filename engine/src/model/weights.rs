@@ -107,6 +107,15 @@ struct Index {
 }
 
 impl Weights {
+    /// No weights, of a folder that need not have any.
+    pub(super) fn none(folder: &Path) -> Self {
+        Self {
+            folder: folder.to_owned(),
+            shards: Vec::new(),
+            index: BTreeMap::new(),
+        }
+    }
+
     /// Maps the safetensors files of a folder and checks their headers against their sizes.
     ///
     /// # Errors

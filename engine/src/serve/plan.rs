@@ -13,9 +13,10 @@ use crate::worker::{Policy, SchedulerConfig};
 /// KV memory where no flag says how much: room for as many full contexts as may run, but not more than this.
 const KV_MEMORY_BYTES_MAX: u64 = 1 << 30;
 
+/// The device; a simulated one is made by `super::simulation`.
 pub(super) fn backend(name: BackendName) -> BackendChoice {
     match name {
-        BackendName::Auto => BackendChoice::Auto,
+        BackendName::Auto | BackendName::Sim => BackendChoice::Auto,
         BackendName::Cpu => BackendChoice::Cpu,
     }
 }
@@ -62,7 +63,7 @@ pub(super) fn scheduler(
         .is_some_and(KvEventsConfig::publishes);
     SchedulerConfig {
         block_size: flags.block_size,
-        blocks: kv_blocks(flags, block_bytes, context_tokens),
+        blocks: kv_blocks(flags, backend, context_tokens),
         host_blocks,
         max_num_seqs: flags.max_num_seqs,
         max_num_batched_tokens: flags.max_num_batched_tokens,
@@ -86,11 +87,12 @@ pub(super) fn scheduler(
 }
 
 /// Number of KV blocks, the null block included: as said, or as many as the memory holds.
-fn kv_blocks(flags: &Flags, block_bytes: u64, context_tokens: u32) -> u32 {
+fn kv_blocks(flags: &Flags, backend: &BackendInfo, context_tokens: u32) -> u32 {
     if let Some(blocks) = flags.num_gpu_blocks_override {
         return blocks;
     }
-    let blocks = if let Some(bytes) = flags.kv_cache_memory_bytes {
+    let block_bytes = block_bytes(flags, backend.kv_bytes_per_token as u64);
+    let blocks = if let Some(bytes) = flags.kv_cache_memory_bytes.or(backend.kv_memory_bytes) {
         bytes / block_bytes
     } else {
         let per_request = context_tokens.div_ceil(flags.block_size);
@@ -125,9 +127,25 @@ mod tests {
 
     use super::*;
 
-    fn blocks(flags: &[&str], bytes_per_token: u64) -> u32 {
+    fn blocks(flags: &[&str], bytes_per_token: usize) -> u32 {
         let flags = Flags::parse_from(["engine", "--model", "m"].iter().chain(flags));
-        kv_blocks(&flags, block_bytes(&flags, bytes_per_token), 2048)
+        kv_blocks(&flags, &info(bytes_per_token, None), 2048)
+    }
+
+    fn info(bytes_per_token: usize, kv_memory_bytes: Option<u64>) -> BackendInfo {
+        BackendInfo {
+            name: "test",
+            device: String::new(),
+            kv_bytes_per_token: bytes_per_token,
+            kv_memory_bytes,
+        }
+    }
+
+    #[test]
+    fn a_device_with_memory_of_its_own_gives_all_of_it() {
+        let flags = Flags::parse_from(["engine", "--model", "m"]);
+        let device = info(1 << 20, Some(160 << 30));
+        assert_eq!(kv_blocks(&flags, &device, 2048), 10_240);
     }
 
     #[test]

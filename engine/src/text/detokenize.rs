@@ -24,6 +24,8 @@ use std::sync::Arc;
 use pointsman_proto::prompt::PromptEncoder;
 use tokenizers::Tokenizer;
 
+use super::Pieces;
+
 /// Replacement characters held back at the end of the text: the bytes of an unfinished character are at most
 /// three, and decoders write between one replacement character for all of them and one for each.
 const HELD_CHARS_MAX: usize = 3;
@@ -50,7 +52,7 @@ pub fn token_text(tokenizer: &Tokenizer, token: u32) -> String {
 }
 
 /// The incremental detokeniser of one answer.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Detokenizer {
     encoder: Arc<PromptEncoder>,
     skip_special_tokens: bool,
@@ -58,6 +60,10 @@ pub struct Detokenizer {
     window: Vec<u32>,
     /// Bytes of `decode(window)` that are sent, or belong to the prompt.
     sent: usize,
+    /// Texts of single tokens, where the tokenizer's decoder has such.
+    pieces: Option<Arc<Pieces>>,
+    /// All text is sent, and it ends with a whole character.
+    settled: bool,
 }
 
 impl Detokenizer {
@@ -70,25 +76,51 @@ impl Detokenizer {
             skip_special_tokens,
             window,
             sent: 0,
+            pieces: None,
+            settled: false,
         };
-        this.sent = settled_len(&this.decode(&this.window));
+        let text = this.decode(&this.window);
+        this.sent = settled_len(&text);
+        this.settled = this.sent == text.len();
         this
+    }
+
+    /// The same, without decoding what stands in `pieces`.
+    #[must_use]
+    pub fn with_pieces(self, pieces: Arc<Pieces>) -> Self {
+        Self {
+            pieces: Some(pieces),
+            ..self
+        }
     }
 
     /// Takes the next token and returns the text that became sendable by it, often empty.
     pub fn push(&mut self, token: u32) -> String {
+        if let Some(piece) = self.known_piece(token) {
+            // The next token, if it is none of these, may be decoded as if the text began with it.
+            self.window.clear();
+            self.sent = 0;
+            return piece;
+        }
         self.window.push(token);
         let text = self.decode(&self.window);
         let settled = settled_len(&text);
         let mut piece = text.get(self.sent..settled).unwrap_or_default().to_owned();
         self.sent = settled.max(self.sent.min(text.len()));
         let held = text.get(self.sent..).unwrap_or_default();
+        self.settled = held.is_empty();
         if self.window.len() >= WINDOW_IDS && !self.cut(held) && self.window.len() >= WINDOW_IDS_MAX
         {
             piece.push_str(held);
             self.cut("");
         }
         piece
+    }
+
+    fn known_piece(&self, token: u32) -> Option<String> {
+        let pieces = self.pieces.as_ref().filter(|_| self.settled)?;
+        let piece = pieces.get(self.encoder.tokenizer(), token)?;
+        Some(piece.to_owned())
     }
 
     /// The answer is over: returns what is held back, unfinished characters as U+FFFD.
@@ -152,10 +184,29 @@ mod tests {
         ids: &[u32],
         skip: bool,
     ) -> Vec<String> {
-        let mut detokenizer = Detokenizer::new(Arc::clone(encoder), prompt, skip);
+        let detokenizer = Detokenizer::new(Arc::clone(encoder), prompt, skip);
+        let table = Arc::new(Pieces::new(encoder.tokenizer()));
+        let plain = pieces_of(detokenizer.clone(), ids);
+        let fast = pieces_of(detokenizer.with_pieces(table), ids);
+        assert_eq!(plain, fast, "the table of pieces changes nothing");
+        plain
+    }
+
+    fn pieces_of(mut detokenizer: Detokenizer, ids: &[u32]) -> Vec<String> {
         let mut pieces: Vec<String> = ids.iter().map(|id| detokenizer.push(*id)).collect();
         pieces.push(detokenizer.finish());
         pieces
+    }
+
+    #[test]
+    fn most_words_of_the_demo_vocabulary_need_no_decoding() {
+        let encoder = encoder();
+        let table = Pieces::new(encoder.tokenizer());
+        let known = (0..1024).filter(|id| table.get(encoder.tokenizer(), *id).is_some());
+        assert!(known.count() > 700);
+        let end = encoder.tokenizer().token_to_id("<|im_end|>").unwrap();
+        assert_eq!(table.get(encoder.tokenizer(), end), None);
+        assert_eq!(table.get(encoder.tokenizer(), 1 << 20), None);
     }
 
     #[test]

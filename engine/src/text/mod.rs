@@ -6,7 +6,9 @@
 //! the whole answer again.
 
 mod detokenize;
+mod pieces;
 mod stop;
 
 pub use detokenize::{Detokenizer, token_text};
+pub use pieces::Pieces;
 pub use stop::{StopStrings, StopText};

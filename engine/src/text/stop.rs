@@ -45,6 +45,11 @@ impl StopStrings {
         }
     }
 
+    /// Whether there is nothing to look for: then every piece passes as it is.
+    pub fn is_empty(&self) -> bool {
+        self.tail_len == 0 && self.stops.iter().all(String::is_empty)
+    }
+
     /// The stop string at `index` of the list.
     pub fn get(&self, index: usize) -> Option<&str> {
         self.stops.get(index).map(String::as_str)

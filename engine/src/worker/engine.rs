@@ -351,7 +351,7 @@ impl Engine {
     pub(super) fn publish_events(&mut self) {
         let events = self.scheduler.take_events();
         if !events.is_empty() {
-            self.sink.publish_digests(events);
+            self.sink.publish(events);
         }
     }
 

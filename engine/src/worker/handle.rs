@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot};
@@ -281,6 +282,17 @@ impl RequestStream {
     /// The next token; none after the update that carries a [`Finish`].
     pub async fn next(&mut self) -> Option<TokenUpdate> {
         self.updates.recv().await
+    }
+
+    /// Adds all updates that are there to `updates`, `limit` at most, and returns their number; waits for the first.
+    /// 0 when none will come any more.
+    pub fn poll_many(
+        &mut self,
+        context: &mut Context<'_>,
+        updates: &mut Vec<TokenUpdate>,
+        limit: usize,
+    ) -> Poll<usize> {
+        self.updates.poll_recv_many(context, updates, limit)
     }
 
     /// Like [`RequestStream::next`] for callers outside the async runtime: blocks the thread.

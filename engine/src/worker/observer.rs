@@ -3,24 +3,18 @@
 use std::fmt::Debug;
 
 use pointsman_proto::block_hash::BlockDigest;
-use pointsman_proto::kv_events::{EngineHash, Event};
+use pointsman_proto::kv_events::Event;
 
 use crate::scheduler::{RequestReport, Stats, StepReport};
 
 /// Takes the KV events of a step.
 pub trait EventSink: Send {
     /// Called on the engine thread, once for each step that changed the prefix cache and once at the start, with at
-    /// least one event. It must not block: the next step waits for it.
-    fn publish(&mut self, events: Vec<Event>);
+    /// least one event. Blocks are known by their whole digests. It must not block: the next step waits for it.
+    fn publish(&mut self, events: Vec<Event<BlockDigest>>);
 
-    /// What is really called: the same events, with blocks known by their whole digests. A sink that sends those has
-    /// its own.
-    fn publish_digests(&mut self, events: Vec<Event<BlockDigest>>) {
-        let named = events
-            .into_iter()
-            .map(|event| event.map_hashes(|digest| EngineHash::from(&digest)));
-        self.publish(named.collect());
-    }
+    /// The step's events are to get lost on their way: a sink that numbers batches skips a number.
+    fn lose(&mut self, _events: Vec<Event<BlockDigest>>) {}
 }
 
 /// Watches the engine's work. Every method is called on the engine thread and must not block.

@@ -6,7 +6,8 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use pointsman_proto::kv_events::Event;
+use pointsman_proto::block_hash::BlockDigest;
+use pointsman_proto::kv_events::{EngineHash, Event};
 
 use super::*;
 use crate::backend::testing::HashBackend;
@@ -83,8 +84,11 @@ struct Seen {
 }
 
 impl EventSink for Log {
-    fn publish(&mut self, events: Vec<Event>) {
+    fn publish(&mut self, events: Vec<Event<BlockDigest>>) {
         assert!(!events.is_empty());
+        let events = events
+            .into_iter()
+            .map(|event| event.map_hashes(|digest| EngineHash::from(&digest)));
         self.0.lock().unwrap().events.extend(events);
     }
 }

@@ -1,6 +1,7 @@
 //! A worker among others: ranks, headers, HTTP metrics, what is told while it stops.
 
 use hyper::{Method, StatusCode};
+use pointsman_engine::worker::EngineHandle;
 use serde_json::{Value, json};
 
 use crate::support::{Reply, Worker};
@@ -92,13 +93,20 @@ async fn a_rank_that_is_none_is_refused() {
         let message = reply.json()["error"]["message"].to_string();
         assert!(message.contains(problem), "{message}");
     }
-    assert_eq!(worker.complete(&[("x-data-parallel-rank", "0")], &body).await.status, StatusCode::OK);
+    assert_eq!(
+        worker
+            .complete(&[("x-data-parallel-rank", "0")], &body)
+            .await
+            .status,
+        StatusCode::OK
+    );
 }
 
 #[tokio::test]
 async fn requests_without_a_rank_go_where_the_fewest_are() {
     let worker = Worker::start(&["--data-parallel-size", "2"]).await;
-    let endless = json!({"prompt": [5, 6, 7], "max_tokens": 2000, "ignore_eos": true, "stream": true});
+    let endless =
+        json!({"prompt": [5, 6, 7], "max_tokens": 2000, "ignore_eos": true, "stream": true});
     let first = worker.open(COMPLETIONS, &endless).await;
     let second = worker.open(COMPLETIONS, &endless).await;
     for rank in ["0", "1"] {
@@ -164,15 +172,24 @@ async fn http_requests_are_counted_until_their_answers_end() {
     let endless = json!({"prompt": [5], "max_tokens": 2000, "ignore_eos": true, "stream": true});
     let running = worker.open(COMPLETIONS, &endless).await;
     let by = |status| {
-        format!("http_requests_total{{handler=\"{COMPLETIONS}\",method=\"POST\",status=\"{status}\"}}")
+        format!(
+            "http_requests_total{{handler=\"{COMPLETIONS}\",method=\"POST\",status=\"{status}\"}}"
+        )
     };
-    assert_eq!(worker.metric(&by("2xx")).await, "1", "the stream has not ended");
+    assert_eq!(
+        worker.metric(&by("2xx")).await,
+        "1",
+        "the stream has not ended"
+    );
     assert_eq!(worker.metric(&by("4xx")).await, "1");
     let none = "http_requests_total{handler=\"none\",method=\"GET\",status=\"4xx\"}";
     assert_eq!(worker.metric(none).await, "1");
     let bytes = format!("http_response_size_bytes_sum{{handler=\"{COMPLETIONS}\"}}");
     let bytes: usize = worker.metric(&bytes).await.parse().unwrap();
-    assert!(bytes > length, "{bytes} bytes of two answers, {length} of the first");
+    assert!(
+        bytes > length,
+        "{bytes} bytes of two answers, {length} of the first"
+    );
     let page = worker.get("/metrics").await.text();
     assert!(!page.contains("handler=\"/health\"") && !page.contains("handler=\"/metrics\""));
     let labels = "{model_name=\"demo\",engine=\"0\"}";
@@ -197,10 +214,16 @@ async fn a_draining_worker_asks_its_clients_to_leave() {
     let mut worker = Worker::start(&[]).await;
     let endless = json!({"prompt": [5], "max_tokens": 2000, "ignore_eos": true, "stream": true});
     let running = worker.open(COMPLETIONS, &endless).await;
-    assert!(!worker.get("/health").await.headers.contains_key("connection"));
+    assert!(
+        !worker
+            .get("/health")
+            .await
+            .headers
+            .contains_key("connection")
+    );
     worker.begin_stop();
     worker
-        .until_engine("the drain begins", |engine| engine.is_draining())
+        .until_engine("the drain begins", EngineHandle::is_draining)
         .await;
     let health = worker.get("/health").await;
     assert_eq!(health.status, StatusCode::SERVICE_UNAVAILABLE);

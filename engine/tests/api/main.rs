@@ -15,4 +15,6 @@ mod errors;
 mod fleet;
 mod hostile;
 mod lifecycle;
+mod sim;
+mod streaming;
 mod support;

@@ -33,6 +33,23 @@ pub(crate) struct Worker {
 impl Worker {
     /// The demo model as `demo` on a free port, with further flags.
     pub(crate) async fn start(flags: &[&str]) -> Self {
+        let small = [
+            "--backend",
+            "cpu",
+            "--threads",
+            "1",
+            "--kv-cache-memory-bytes",
+            "32MiB",
+        ];
+        Self::start_on(&small, flags).await
+    }
+
+    /// As [`Worker::start`], with a simulated GPU.
+    pub(crate) async fn start_sim(flags: &[&str]) -> Self {
+        Self::start_on(&["--backend", "sim"], flags).await
+    }
+
+    async fn start_on(backend: &[&str], flags: &[&str]) -> Self {
         let model = concat!(env!("CARGO_MANIFEST_DIR"), "/demo-model");
         let fixed = [
             "engine",
@@ -43,15 +60,7 @@ impl Worker {
             "--port",
             "0",
         ];
-        let small = [
-            "--backend",
-            "cpu",
-            "--threads",
-            "1",
-            "--kv-cache-memory-bytes",
-            "32MiB",
-        ];
-        let flags = Flags::parse_from(fixed.iter().chain(&small).chain(flags));
+        let flags = Flags::parse_from(fixed.iter().chain(backend).chain(flags));
         let server = serve::start(&flags)
             .await
             .expect("the demo model is part of the repository");
@@ -91,6 +100,33 @@ impl Worker {
             .await
             .unwrap()
             .unwrap()
+    }
+
+    /// Sends and returns the head of an answer, or whatever kept it from coming.
+    pub(crate) async fn try_send(
+        &self,
+        method: Method,
+        path: &str,
+        body: String,
+    ) -> Result<StatusCode, String> {
+        let request = Request::builder()
+            .method(method)
+            .uri(format!("http://{}{path}", self.address))
+            .body(Full::new(Bytes::from(body)))
+            .unwrap();
+        let answer = tokio::time::timeout(DEADLINE, self.client.request(request));
+        let answer = answer.await.unwrap();
+        answer
+            .map(|response| response.status())
+            .map_err(|error| error.to_string())
+    }
+
+    /// Why a worker with these flags does not start.
+    pub(crate) async fn refused(flags: &[&str]) -> String {
+        let model = concat!(env!("CARGO_MANIFEST_DIR"), "/demo-model");
+        let fixed = ["engine", "--model", model, "--port", "0"];
+        let flags = Flags::parse_from(fixed.iter().chain(flags));
+        serve::start(&flags).await.unwrap_err().to_string()
     }
 
     pub(crate) async fn post(&self, path: &str, body: &Value) -> Reply {
@@ -208,6 +244,12 @@ impl Events {
 
     /// The data of the next event; none at the end of the body.
     pub(crate) async fn next(&mut self) -> Option<String> {
+        let next = self.try_next().await?;
+        Some(next.expect("the connection holds"))
+    }
+
+    /// As [`Events::next`]; an error where the connection breaks.
+    pub(crate) async fn try_next(&mut self) -> Option<Result<String, ()>> {
         loop {
             if let Some((event, rest)) = self.buffer.split_once("\n\n") {
                 let data = event
@@ -215,12 +257,12 @@ impl Events {
                     .expect("an event is one data line");
                 let (data, rest) = (data.to_owned(), rest.to_owned());
                 self.buffer = rest;
-                return Some(data);
+                return Some(Ok(data));
             }
-            let frame = tokio::time::timeout(DEADLINE, self.body.frame())
-                .await
-                .unwrap()?
-                .unwrap();
+            let frame = tokio::time::timeout(DEADLINE, self.body.frame());
+            let Ok(frame) = frame.await.unwrap()? else {
+                return Some(Err(()));
+            };
             let bytes = frame.into_data().expect("no trailers");
             self.buffer.push_str(std::str::from_utf8(&bytes).unwrap());
         }

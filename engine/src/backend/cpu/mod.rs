@@ -92,6 +92,7 @@ impl CpuBackend {
                     weights.element()
                 ),
                 kv_bytes_per_token: geometry.bytes_per_block(LANES) / LANES,
+                kv_memory_bytes: None,
             },
             team: team(threads)?,
             threads,

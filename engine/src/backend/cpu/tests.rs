@@ -237,7 +237,7 @@ fn a_prompt_matches_the_definition_at_every_position() {
 fn weights_that_stay_bf16_compute_the_same_model() {
     let shape = small();
     let mut rig = Rig::new(&shape, 1, 16);
-    rig.backend.weights = CpuWeights::load_as(&rig.model, true).unwrap();
+    rig.backend.weights = CpuWeights::load_as(&rig.model, true).unwrap().into();
     let mut sequences = rig.sequences(&[20], 1);
     let expected = naive::log_probabilities(&rig.model, &sequences[0].tokens);
     let got = rig.step(&mut sequences, &[20]);

@@ -10,7 +10,7 @@ use bytes::Bytes;
 use futures_util::StreamExt;
 use parking_lot::Mutex;
 use pointsman_proto::block_hash::BlockDigest;
-use pointsman_proto::kv_events::{EngineHash, Event, EventBatch, Form, HashForm, encode_digests};
+use pointsman_proto::kv_events::{Event, EventBatch, Form, HashForm, encode_digests};
 use serde::Serialize;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
@@ -88,16 +88,9 @@ struct Numbered {
 }
 
 impl EventSink for KvEventPublisher {
-    fn publish(&mut self, events: Vec<Event>) {
-        let whole = events
-            .into_iter()
-            .map(|event| event.map_hashes(digest_of_integer));
-        self.publish_digests(whole.collect());
-    }
-
     /// Never waits. A batch that finds the queue full takes its number with it, so subscribers see the gap; it
     /// is counted in `lost`.
-    fn publish_digests(&mut self, events: Vec<Event<BlockDigest>>) {
+    fn publish(&mut self, events: Vec<Event<BlockDigest>>) {
         let timestamp_s = SystemTime::now()
             .duration_since(UNIX_EPOCH)
             .unwrap_or_default()
@@ -116,13 +109,11 @@ impl EventSink for KvEventPublisher {
             self.lost.increment(1);
         }
     }
-}
 
-/// A digest that goes out as this integer.
-fn digest_of_integer(hash: EngineHash) -> BlockDigest {
-    let mut digest = BlockDigest::default();
-    digest[24..].copy_from_slice(&hash.0.to_be_bytes());
-    digest
+    fn lose(&mut self, _events: Vec<Event<BlockDigest>>) {
+        self.next_sequence += 1;
+        self.lost.increment(1);
+    }
 }
 
 /// Binds (or connects) the sockets of data-parallel rank `rank` and starts the tasks. `config` is that rank's own, see

@@ -1,6 +1,6 @@
 //! The engine thread's end: each report into the series it concerns.
 
-use super::rank::{RankSeries, Samples};
+use super::rank::RankSeries;
 use crate::scheduler::Finish;
 use crate::worker::{Observer, RequestReport, Stats, StepReport};
 
@@ -33,8 +33,10 @@ impl Observer for MetricsObserver {
         let cached = stats.prompt_tokens_cached;
         to.prompt_tokens_cached.absolute(cached);
         to.prompt_tokens_found.absolute(cached);
-        to.prompt_tokens_cached_device.absolute(cached);
-        to.prompt_tokens_cached_host.absolute(0);
+        let host = stats.prompt_tokens_cached_host;
+        to.prompt_tokens_cached_host.absolute(host);
+        to.prompt_tokens_cached_device
+            .absolute(cached.saturating_sub(host));
         to.prompt_tokens_computed
             .absolute(stats.prompt_tokens.saturating_sub(cached));
         to.generated_tokens.absolute(stats.generated_tokens);
@@ -43,17 +45,7 @@ impl Observer for MetricsObserver {
     /// Sets the gauges as well: a client hears of the step next, and must find it on the page.
     fn step(&mut self, report: &StepReport) {
         self.gauges(&report.stats);
-        let to = &self.series.samples;
-        let step = report.finished_at.saturating_sub(report.started_at);
-        to.step.record(step.as_secs_f64());
-        to.step_tokens.record(f64::from(report.batched_tokens));
-        for wait in &report.first_token_waits {
-            to.first_token.record(wait.as_secs_f64());
-        }
-        for gap in &report.inter_token_gaps {
-            to.token_gap.record(gap.as_secs_f64());
-            to.token_gap_fine.record(gap.as_secs_f64());
-        }
+        self.series.steps.record(report);
     }
 
     fn request_finished(&mut self, report: &RequestReport) {
@@ -65,35 +57,6 @@ impl Observer for MetricsObserver {
             Finish::Abort | Finish::Deadline => finished.abort.increment(1),
             Finish::Error(_) => finished.error.increment(1),
         }
-        self.series.samples.record(report);
-    }
-}
-
-impl Samples {
-    /// Phases that a request never reached have no sample.
-    fn record(&self, report: &RequestReport) {
-        let total = report.finished_at.saturating_sub(report.arrived_at);
-        self.total.record(total.as_secs_f64());
-        self.prompt_tokens.record(f64::from(report.prompt_tokens));
-        self.generated_tokens
-            .record(f64::from(report.generated_tokens));
-        self.max_tokens.record(f64::from(report.max_tokens));
-        self.preemptions.record(f64::from(report.preemptions));
-        let phases = report.phases();
-        if let Some(queue) = phases.queue {
-            self.queue.record(queue.as_secs_f64());
-            let computed = report.prompt_tokens.saturating_sub(report.cached_tokens);
-            self.computed_tokens.record(f64::from(computed));
-        }
-        let (Some(prefill), Some(decode)) = (phases.prefill, phases.decode) else {
-            return;
-        };
-        self.prefill.record(prefill.as_secs_f64());
-        self.inference.record((prefill + decode).as_secs_f64());
-        self.decode.record(decode.as_secs_f64());
-        if report.generated_tokens > 1 {
-            let tokens = f64::from(report.generated_tokens - 1);
-            self.token.record(decode.as_secs_f64() / tokens);
-        }
+        self.series.requests.record(report);
     }
 }

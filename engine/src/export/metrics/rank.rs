@@ -2,13 +2,11 @@
 
 use pointsman_proto::series;
 
-use super::buckets::{
-    CHOICES_BUCKETS, FINE_BUCKETS, FIRST_TOKEN_BUCKETS, PREEMPTIONS_BUCKETS, REQUEST_TIME_BUCKETS,
-    STEP_TOKENS_BUCKETS, TOKEN_GAP_BUCKETS, one_two_five,
-};
+use super::buckets::TOKEN_GAP_BUCKETS;
 use super::cells::{Counter, Gauge, Histogram};
 use super::page::{Labels, Page};
-use super::{INTER_TOKEN_LATENCY_SECONDS, Identity, KV_EVENT_BATCHES_LOST, STEP_DURATION_SECONDS};
+use super::samples::{RequestSamples, StepSamples};
+use super::{Identity, KV_EVENT_BATCHES_LOST};
 
 /// A rank's gauges and counters.
 #[derive(Clone, Debug)]
@@ -33,7 +31,8 @@ pub(super) struct RankSeries {
     /// By finish reason.
     pub(super) finished: Finished,
     pub(super) kv_event_batches_lost: Counter,
-    pub(super) samples: Samples,
+    pub(super) steps: StepSamples,
+    pub(super) requests: RequestSamples,
 }
 
 #[derive(Clone, Debug)]
@@ -44,31 +43,8 @@ pub(super) struct Finished {
     pub(super) error: Counter,
 }
 
-/// A rank's histograms.
-#[derive(Clone, Debug)]
-pub(super) struct Samples {
-    pub(super) first_token: Histogram,
-    pub(super) token_gap: Histogram,
-    pub(super) token_gap_fine: Histogram,
-    pub(super) step: Histogram,
-    pub(super) step_tokens: Histogram,
-    pub(super) total: Histogram,
-    pub(super) queue: Histogram,
-    pub(super) prefill: Histogram,
-    pub(super) decode: Histogram,
-    pub(super) inference: Histogram,
-    pub(super) token: Histogram,
-    pub(super) prompt_tokens: Histogram,
-    pub(super) generated_tokens: Histogram,
-    pub(super) max_tokens: Histogram,
-    pub(super) max_generated_tokens: Histogram,
-    pub(super) choices: Histogram,
-    pub(super) computed_tokens: Histogram,
-    pub(super) preemptions: Histogram,
-}
-
 /// Registers under the labels of one rank.
-struct Registrar<'a> {
+pub(super) struct Registrar<'a> {
     page: &'a mut Page,
     labels: Labels,
 }
@@ -82,8 +58,13 @@ impl Registrar<'_> {
         self.page.counter(name, help, &self.labels)
     }
 
-    fn histogram(&mut self, name: &'static str, help: &str, bounds: &[f64]) -> Histogram {
-        self.page.histogram(name, help, &self.labels, bounds)
+    /// Histograms with the same bounds, by name and help.
+    pub(super) fn histograms<const N: usize>(
+        &mut self,
+        bounds: &[f64],
+        series: [(&'static str, &str); N],
+    ) -> [Histogram; N] {
+        series.map(|(name, help)| self.page.histogram(name, help, &self.labels, bounds))
     }
 
     fn gauges<const N: usize>(
@@ -163,7 +144,8 @@ impl RankSeries {
                 KV_EVENT_BATCHES_LOST,
                 "KV event batches dropped before they were sent.",
             ),
-            samples: Samples::new(&mut on, f64::from(identity.context_tokens)),
+            steps: StepSamples::new(&mut on),
+            requests: RequestSamples::new(&mut on, identity.context_tokens),
         };
         if identity.legacy_names {
             this.legacy(&mut on);
@@ -194,7 +176,7 @@ impl RankSeries {
             help,
             &on.labels,
             &TOKEN_GAP_BUCKETS,
-            &self.samples.token_gap,
+            &self.steps.token_gap,
         );
     }
 }
@@ -287,106 +269,6 @@ impl Tokens {
             cached_device,
             cached_host,
             generated,
-        }
-    }
-}
-
-impl Samples {
-    fn new(on: &mut Registrar<'_>, context_tokens: f64) -> Self {
-        let tokens = one_two_five(context_tokens);
-        let (gaps, times) = (&TOKEN_GAP_BUCKETS, &REQUEST_TIME_BUCKETS);
-        let mut on = |name, help, bounds: &[f64]| on.histogram(name, help, bounds);
-        Self {
-            first_token: on(
-                series::TIME_TO_FIRST_TOKEN_SECONDS,
-                "Arrival to first token.",
-                &FIRST_TOKEN_BUCKETS,
-            ),
-            token_gap: on(
-                series::INTER_TOKEN_LATENCY_SECONDS,
-                "One token to the next.",
-                gaps,
-            ),
-            token_gap_fine: on(
-                INTER_TOKEN_LATENCY_SECONDS,
-                "One token to the next, from 50 microseconds.",
-                &FINE_BUCKETS,
-            ),
-            step: on(
-                STEP_DURATION_SECONDS,
-                "A step, from its forming to its tokens.",
-                &FINE_BUCKETS,
-            ),
-            step_tokens: on(
-                series::ITERATION_TOKENS_TOTAL,
-                "Tokens computed in one step.",
-                &STEP_TOKENS_BUCKETS,
-            ),
-            total: on(
-                series::E2E_REQUEST_LATENCY_SECONDS,
-                "Arrival to end.",
-                times,
-            ),
-            queue: on(
-                series::REQUEST_QUEUE_TIME_SECONDS,
-                "Arrival to first scheduled.",
-                times,
-            ),
-            prefill: on(
-                series::REQUEST_PREFILL_TIME_SECONDS,
-                "First scheduled to first token.",
-                times,
-            ),
-            decode: on(
-                series::REQUEST_DECODE_TIME_SECONDS,
-                "First token to last token.",
-                times,
-            ),
-            inference: on(
-                series::REQUEST_INFERENCE_TIME_SECONDS,
-                "First scheduled to last token.",
-                times,
-            ),
-            token: on(
-                series::REQUEST_TIME_PER_OUTPUT_TOKEN_SECONDS,
-                "Decode time per token after the first, by request.",
-                gaps,
-            ),
-            prompt_tokens: on(
-                series::REQUEST_PROMPT_TOKENS,
-                "Prompt tokens of a request.",
-                &tokens,
-            ),
-            generated_tokens: on(
-                series::REQUEST_GENERATION_TOKENS,
-                "Generated tokens of a request.",
-                &tokens,
-            ),
-            max_tokens: on(
-                series::REQUEST_PARAMS_MAX_TOKENS,
-                "The max_tokens of a request.",
-                &tokens,
-            ),
-            max_generated_tokens: on(
-                series::REQUEST_MAX_NUM_GENERATION_TOKENS,
-                "Generated tokens of the longest choice of a prompt.",
-                &tokens,
-            ),
-            choices: on(
-                series::REQUEST_PARAMS_N,
-                "The n of a request.",
-                &CHOICES_BUCKETS,
-            ),
-            computed_tokens: on(
-                series::REQUEST_PREFILL_KV_COMPUTED_TOKENS,
-                "Prompt tokens of a request that were computed.",
-                &tokens,
-            ),
-            preemptions: on(
-                series::REQUEST_NUM_PREEMPTIONS,
-                "Preemptions of a request.",
-                &PREEMPTIONS_BUCKETS,
-            ),
         }
     }
 }

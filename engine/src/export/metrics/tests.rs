@@ -260,6 +260,7 @@ fn counters_are_the_engines_own() {
         prefix_hits: 64,
         prompt_tokens: 100,
         prompt_tokens_cached: 64,
+        prompt_tokens_cached_host: 16,
         generated_tokens: 7,
         preemptions: 1,
         ..Stats::default()
@@ -284,6 +285,11 @@ fn counters_are_the_engines_own() {
     }
     let computed = format!("vllm:prompt_tokens_by_source_total{labels},source=\"local_compute\"}}");
     assert_eq!(value(&text, &computed), "36");
+    for (source, count) in [("device", "48"), ("host", "16")] {
+        let series = "vllm:prompt_tokens_cached_by_source_total";
+        let series = format!("{series}{labels},source=\"{source}\"}}");
+        assert_eq!(value(&text, &series), count, "{source}");
+    }
 }
 
 #[test]

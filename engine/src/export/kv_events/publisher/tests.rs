@@ -20,9 +20,20 @@ fn config(buffer_steps: usize) -> KvEventsConfig {
     }
 }
 
-fn removed(hash: u64) -> Vec<Event> {
+/// What subscribers get of [`removed`].
+fn removed_as_sent(hash: u64) -> Vec<Event> {
     vec![Event::BlockRemoved(BlockRemoved {
         block_hashes: vec![EngineHash(hash)],
+        medium: Medium::Gpu,
+    })]
+}
+
+/// An event about the block whose digest goes out as the integer `hash`.
+fn removed(hash: u64) -> Vec<Event<BlockDigest>> {
+    let mut digest = BlockDigest::default();
+    digest[24..].copy_from_slice(&hash.to_be_bytes());
+    vec![Event::BlockRemoved(BlockRemoved {
+        block_hashes: vec![digest],
         medium: Medium::Gpu,
     })]
 }
@@ -87,7 +98,7 @@ async fn batches_arrive_in_order_with_topic_and_sequence() {
     assert_eq!(topic.as_ref(), b"kv@test@demo");
     let decoded = decode(payload).unwrap();
     assert!(decoded.skipped.is_empty());
-    assert_eq!(decoded.batch.events, removed(1));
+    assert_eq!(decoded.batch.events, removed_as_sent(1));
     assert_eq!(decoded.batch.data_parallel_rank, Some(0));
     assert!(decoded.batch.timestamp_s > 1.6e9);
     let mut expected = sequence(number);
@@ -96,7 +107,7 @@ async fn batches_arrive_in_order_with_topic_and_sequence() {
         let frames = within(socket.recv()).await.unwrap().into_vec();
         expected += 1;
         assert_eq!(sequence(&frames[1]), expected);
-        if decode(&frames[2]).unwrap().batch.events == removed(2) {
+        if decode(&frames[2]).unwrap().batch.events == removed_as_sent(2) {
             break;
         }
     }
@@ -108,12 +119,14 @@ async fn blocks_are_named_by_whole_digests_where_that_is_asked_for() {
         hashes: HashForm::Bytes,
         ..config(3)
     };
-    let (mut publisher, source) = start(&config, Form::Map, Counter::noop()).await.unwrap();
+    let (mut publisher, source) = start(&config, 0, Form::Map, Counter::default())
+        .await
+        .unwrap();
     let removed = Event::BlockRemoved(BlockRemoved {
         block_hashes: vec![[7; 32]],
         medium: Medium::Gpu,
     });
-    publisher.publish_digests(vec![removed]);
+    publisher.publish(vec![removed]);
     let mut socket = DealerSocket::new();
     socket
         .connect(&source.replay_endpoint.unwrap())
@@ -188,7 +201,7 @@ async fn replay_serves_what_is_kept_and_then_the_end() {
         assert_eq!(batch[lead.len()].as_ref(), b"kv@test@demo");
         assert_eq!(
             decode(&batch[lead.len() + 2]).unwrap().batch.events,
-            removed(2)
+            removed_as_sent(2)
         );
         let end = &answers[3];
         assert!(end[lead.len()].is_empty() && end[lead.len() + 2].is_empty());
@@ -241,7 +254,7 @@ async fn a_collector_is_connected_to() {
     };
     tokio::spawn(publish(batches, sockets, state));
     let frames = first_message(&mut publisher, &mut collector).await;
-    assert_eq!(decode(&frames[2]).unwrap().batch.events, removed(1));
+    assert_eq!(decode(&frames[2]).unwrap().batch.events, removed_as_sent(1));
 }
 
 #[tokio::test]
