@@ -13,6 +13,7 @@ mod answers;
 mod endpoints;
 mod errors;
 mod fleet;
+mod host_tier;
 mod hostile;
 mod lifecycle;
 mod sim;
