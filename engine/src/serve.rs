@@ -22,7 +22,7 @@ use pointsman_proto::prompt::{PromptEncoder, PromptError};
 use tokio::net::TcpListener;
 use tracing::info;
 
-use crate::api::{ApiConfig, router};
+use crate::api::{AnswerConfig, ApiConfig, router};
 use crate::backend::{self, BackendError};
 use crate::export::kv_events::{KvEventsError, Source};
 use crate::export::metrics::{self, Identity};
@@ -97,12 +97,12 @@ pub async fn start(flags: &Flags) -> Result<Server, ServeError> {
     let loaded = clock.lap();
     let encoder = Arc::new(PromptEncoder::load(&flags.model)?);
     let tokenizer = clock.lap();
-    let threads = plan::threads_per_rank(flags);
+    let cpu = plan::cpu(flags);
     let choice = match &simulation {
         Some(simulation) => simulation.backend(&model, encoder.tokenizer()),
         None => plan::backend(flags.backend),
     };
-    let backend = backend::select(choice, &model, threads)?;
+    let backend = backend::select(choice, &model, cpu)?;
     let info = backend.info().clone();
     let packed = clock.lap();
     let config = plan::scheduler(flags, &model, &info, context_tokens);
@@ -205,6 +205,13 @@ fn api_config(
         requests,
         kv_event_sources: sources,
         created: now.unwrap_or_default().as_secs(),
+        answers: AnswerConfig {
+            vocab_size: u32::try_from(model.config.vocab_size).unwrap_or(u32::MAX),
+            max_logprobs: flags.max_logprobs,
+            trust_request_chat_template: flags.trust_request_chat_template,
+            force_include_usage: flags.enable_force_include_usage,
+            return_tokens_as_token_ids: flags.return_tokens_as_token_ids,
+        },
         api_keys: flags.api_key.clone(),
         stream_interval: flags.stream_interval,
     }

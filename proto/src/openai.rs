@@ -35,11 +35,14 @@ pub use generate::{
     GenerateChoice, GenerateChunk, GenerateChunkChoice, GenerateLogprobs, GenerateRequest,
     GenerateResponse, GenerateTokenLogprob,
 };
-pub use logprobs::{ChatLogprobs, ChatTokenLogprob, ChatTopLogprob, CompletionLogprobs};
+pub use logprobs::{
+    ChatLogprobs, ChatTokenLogprob, ChatTopLogprob, CompletionLogprobs, PromptLogprobs,
+    PromptTokenLogprob,
+};
 pub use models::{ModelCard, ModelList, ModelPermission};
 pub use shared::{
     CompletionTokensDetails, FinishReason, PromptTokensDetails, StopReason, StreamOptions,
-    StringOrArray, Usage,
+    StringOrArray, TruncationSide, Usage,
 };
 pub use tokenize::{DetokenizeRequest, DetokenizeResponse, TokenizeRequest, TokenizeResponse};
 

@@ -11,10 +11,12 @@
 //! from `tokenizer_config.json`; and the special token strings that templates refer to, from
 //! `tokenizer_config.json`.
 //!
-//! It does not truncate, and knows no context length: the worker refuses what is too long. Chat
-//! templates sent along with a request are not supported, because a template is a program.
+//! It does not truncate, and knows no context length: the worker refuses what is too long. A template
+//! that came with a request is a program of a stranger; whoever renders by one says so
+//! ([`Rendering`]).
 
 mod clock;
+mod continuation;
 mod cuts;
 mod encoder;
 mod messages;
@@ -66,6 +68,16 @@ impl ChatPrompt {
     }
 }
 
+/// How a conversation is rendered, where not as usual.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Rendering<'a> {
+    /// A template in place of the model's.
+    pub template: Option<&'a str>,
+    /// The text ends with the last message's content, so that the model goes on with it. Needs a
+    /// conversation without a generation prompt.
+    pub continue_final_message: bool,
+}
+
 /// Why a model folder cannot be loaded, or a prompt cannot be turned into token ids.
 #[derive(Debug, thiserror::Error)]
 pub enum PromptError {
@@ -103,6 +115,18 @@ pub enum PromptError {
         /// What went wrong, and on which line of the template.
         reason: String,
     },
+    /// A template that came with a request is none.
+    #[error("chat_template: {reason}")]
+    Template {
+        /// What is wrong, and on which line of the template.
+        reason: String,
+    },
+    /// The last message cannot be gone on with.
+    #[error("continue_final_message: {reason}")]
+    NotContinuable {
+        /// Why.
+        reason: &'static str,
+    },
     /// The tokenizer failed over the text.
     #[error("tokenizer: {reason}")]
     Tokenize {
@@ -132,6 +156,8 @@ impl PromptError {
             | Self::Messages(_)
             | Self::Refused { .. }
             | Self::Render { .. }
+            | Self::Template { .. }
+            | Self::NotContinuable { .. }
             | Self::Tokenize { .. }
             | Self::UnknownToken { .. } => true,
         }

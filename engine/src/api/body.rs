@@ -4,6 +4,8 @@
 //! which field, so the field is looked up from the byte. And a field that this worker does not know is ignored, as
 //! vLLM ignores it, unless ignoring it would give another answer than was asked for: those are refused by name.
 
+mod fields;
+
 use std::collections::HashMap;
 use std::time::Duration;
 
@@ -17,6 +19,7 @@ use serde_json::Value;
 use serde_json::value::RawValue;
 
 use super::error::ApiError;
+use fields::{FIELDS, Support};
 
 /// How long a client may take to send the next piece of its body; a connection must not wait for ever.
 const READ_TIMEOUT: Duration = Duration::from_mins(1);
@@ -78,8 +81,8 @@ pub(super) fn refuse_unsupported(body: &[u8]) -> Result<(), ApiError> {
     let Ok(fields) = serde_json::from_slice::<HashMap<String, &RawValue>>(body) else {
         return Ok(());
     };
-    for (name, neutral) in UNSUPPORTED {
-        let Some(value) = fields.get(*name) else {
+    for (name, support) in FIELDS {
+        let (Support::Refused(neutral), Some(value)) = (support, fields.get(*name)) else {
             continue;
         };
         let value: Value = serde_json::from_str(value.get()).unwrap_or(Value::Null);
@@ -89,73 +92,6 @@ pub(super) fn refuse_unsupported(body: &[u8]) -> Result<(), ApiError> {
     }
     Ok(())
 }
-
-/// Which values of an unsupported field ask for nothing.
-#[derive(Clone, Copy)]
-enum Neutral {
-    /// `null` and whatever is empty or false.
-    Empty,
-    /// Also this number.
-    Number(f64),
-    /// Also an object whose `type` is `text`, or the list `["text"]`.
-    Text,
-    /// Also the strings `none` and `auto`.
-    Choice,
-}
-
-impl Neutral {
-    fn covers(self, value: &Value) -> bool {
-        let empty = match value {
-            Value::Null => true,
-            Value::Bool(value) => !value,
-            Value::String(text) => text.is_empty(),
-            Value::Array(list) => list.is_empty(),
-            Value::Object(map) => map.is_empty(),
-            Value::Number(_) => false,
-        };
-        empty
-            || match self {
-                Self::Empty => false,
-                Self::Number(number) => value.as_f64() == Some(number),
-                Self::Text => value["type"] == "text" || *value == Value::from(vec!["text"]),
-                Self::Choice => value == "none" || value == "auto",
-            }
-    }
-}
-
-/// OpenAI's and vLLM's fields that bear on the answer and are not implemented. `guided_*` are vLLM's old names.
-const UNSUPPORTED: &[(&str, Neutral)] = &[
-    ("allowed_token_ids", Neutral::Empty),
-    ("audio", Neutral::Empty),
-    ("bad_words", Neutral::Empty),
-    ("best_of", Neutral::Number(1.0)),
-    ("chat_template", Neutral::Empty),
-    ("continue_final_message", Neutral::Empty),
-    ("documents", Neutral::Empty),
-    ("function_call", Neutral::Choice),
-    ("functions", Neutral::Empty),
-    ("guided_choice", Neutral::Empty),
-    ("guided_grammar", Neutral::Empty),
-    ("guided_json", Neutral::Empty),
-    ("guided_regex", Neutral::Empty),
-    ("kv_transfer_params", Neutral::Empty),
-    ("length_penalty", Neutral::Number(1.0)),
-    ("logit_bias", Neutral::Empty),
-    ("logits_processors", Neutral::Empty),
-    ("logprob_token_ids", Neutral::Empty),
-    ("modalities", Neutral::Text),
-    ("prompt_embeds", Neutral::Empty),
-    ("prompt_logprobs", Neutral::Empty),
-    ("repetition_detection", Neutral::Empty),
-    ("response_format", Neutral::Text),
-    ("return_tokens_as_token_ids", Neutral::Empty),
-    ("structured_outputs", Neutral::Empty),
-    ("suffix", Neutral::Empty),
-    ("thinking_token_budget", Neutral::Empty),
-    ("tool_choice", Neutral::Choice),
-    ("truncate_prompt_tokens", Neutral::Empty),
-    ("use_beam_search", Neutral::Empty),
-];
 
 /// The top-level field whose value holds the byte at `line` and `column`, both from 1 as serde_json counts.
 fn field_at(body: &[u8], line: usize, column: usize) -> Option<String> {
@@ -226,8 +162,7 @@ mod tests {
     fn unsupported_fields_are_refused_unless_they_ask_for_nothing() {
         for (field, refused, allowed) in [
             ("best_of", "2", "1"),
-            ("logit_bias", r#"{"5":1}"#, "{}"),
-            ("prompt_logprobs", "0", "null"),
+            ("thinking_token_budget", "5", "-1"),
             (
                 "response_format",
                 r#"{"type":"json_object"}"#,

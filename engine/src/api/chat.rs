@@ -8,19 +8,22 @@ use axum::http::HeaderMap;
 use axum::response::Response;
 use pointsman_proto::openai::{
     ChatChoice, ChatChunk, ChatChunkChoice, ChatCompletionRequest, ChatDelta, ChatLogprobs,
-    ChatMessage, ChatResponse, ChatTokenLogprob, ChatTopLogprob, Usage,
+    ChatMessage, ChatResponse, ChatTokenLogprob, Usage,
 };
-use pointsman_proto::prompt::PromptEncoder;
+use pointsman_proto::prompt::{ChatPrompt, Prompt, Rendering};
 use tracing::debug;
 
 use super::choice::{Delta, End};
 use super::error::ApiError;
 use super::generate::{Generation, Head, PRIORITY_HEADER, header};
+use super::logprobs::TokenNames;
 use super::sampling::{Checked, Fields};
 use super::sse::{self, Answer};
-use super::{Api, body};
+use super::{Api, body, prompt};
 use crate::sample::TokenLogprob;
-use crate::text::token_text;
+
+/// The role that answers.
+const ASSISTANT: &str = "assistant";
 
 /// Answers a chat request.
 pub(super) async fn handle(
@@ -35,42 +38,108 @@ pub(super) async fn handle(
         .intake
         .run(body.len(), move || prepare(&shared, &headers, &body))
         .await?;
-    let (head, prompt, checked) = prepared;
     debug!(
-        id = head.id,
-        prompt_tokens = prompt.len(),
-        choices = checked.n,
+        id = prepared.head.id,
+        prompt_tokens = prepared.prompt.len(),
+        choices = prepared.checked.n,
         "chat completion"
     );
+    let answer = ChatAnswer::new(&api, &prepared);
+    let Prepared {
+        head,
+        prompt,
+        checked,
+        ..
+    } = prepared;
     let generation = Generation::submit(&api, &head, vec![prompt], &checked)?;
-    let answer = ChatAnswer::new(Arc::clone(&api.encoder), head, &checked);
     sse::respond(generation, answer, checked.stream).await
 }
 
+/// A request, as far as it goes without the engine.
+pub(super) struct Prepared {
+    pub(super) head: Head,
+    pub(super) prompt: Vec<u32>,
+    pub(super) checked: Checked,
+    /// What the answer begins with: the assistant's last message, where it is to be repeated.
+    echo: String,
+}
+
 /// Everything that needs no engine: parse, check, encode.
-pub(super) fn prepare(
-    api: &Api,
-    headers: &HeaderMap,
-    body: &[u8],
-) -> Result<(Head, Vec<u32>, Checked), ApiError> {
+pub(super) fn prepare(api: &Api, headers: &HeaderMap, body: &[u8]) -> Result<Prepared, ApiError> {
     let request: ChatCompletionRequest = body::parse(body)?;
     body::refuse_unsupported(body)?;
     let model = api.model(request.model.as_deref())?;
     let fields = Fields::of_chat(&request)?;
-    let checked = fields.check(&api.config.defaults, header(headers, PRIORITY_HEADER))?;
+    let checked = fields.check(&api.limits(), header(headers, PRIORITY_HEADER))?;
+    let truncation = checked.truncation(api.engine.max_model_len())?;
     let mut tokens = Vec::new();
     for prompt in request.prompt()? {
-        tokens.extend(api.encoder.encode(&prompt)?);
+        // A chat request means one conversation.
+        let Prompt::Chat(chat) = prompt else { continue };
+        let text = render(api, &request, &chat)?;
+        let special = request.add_special_tokens.unwrap_or(false);
+        tokens.extend(prompt::encode_text(
+            &api.encoder,
+            &text,
+            special,
+            truncation,
+        )?);
     }
     let head = Head::new("chatcmpl", headers, request.request_id.as_deref(), model);
-    Ok((head, tokens, checked))
+    Ok(Prepared {
+        echo: echo(&request),
+        prompt: tokens,
+        head,
+        checked,
+    })
+}
+
+/// The text of the conversation, as the request wants it rendered.
+fn render(
+    api: &Api,
+    request: &ChatCompletionRequest,
+    chat: &ChatPrompt,
+) -> Result<String, ApiError> {
+    let template = request.chat_template.as_deref();
+    if template.is_some() && !api.config.answers.trust_request_chat_template {
+        let problem = "is taken only by a worker with --trust-request-chat-template";
+        return Err(ApiError::field("chat_template", problem));
+    }
+    let continue_final_message = request.continue_final_message.unwrap_or(false);
+    if continue_final_message && chat.add_generation_prompt {
+        let problem = "needs add_generation_prompt to be false";
+        return Err(ApiError::field("continue_final_message", problem));
+    }
+    let rendering = Rendering {
+        template,
+        continue_final_message,
+    };
+    Ok(api.encoder.render_as(chat, rendering)?)
+}
+
+/// The last message's text, if the answer is to begin with it and goes on in its role.
+fn echo(request: &ChatCompletionRequest) -> String {
+    let last = request.messages.as_array().and_then(|list| list.last());
+    let text = last.filter(|message| {
+        let same_role =
+            request.add_generation_prompt == Some(false) || message["role"] == ASSISTANT;
+        request.echo == Some(true) && same_role
+    });
+    let text = text.and_then(|message| message["content"].as_str());
+    text.unwrap_or_default().to_owned()
 }
 
 /// The answers of one chat request.
 struct ChatAnswer {
-    encoder: Arc<PromptEncoder>,
+    names: TokenNames,
     head: Head,
+    /// The prompt's ids, if the answer shows them or what belongs to them.
+    prompt: Vec<u32>,
+    echo: String,
     logprobs: bool,
+    /// The answer lists the prompt's log probabilities, which choice 0 brings.
+    lists_prompt_logprobs: bool,
+    prompt_logprobs: Vec<TokenLogprob>,
     return_token_ids: bool,
     choices: Vec<ChatState>,
 }
@@ -87,11 +156,25 @@ struct ChatState {
 }
 
 impl ChatAnswer {
-    fn new(encoder: Arc<PromptEncoder>, head: Head, checked: &Checked) -> Self {
+    fn new(api: &Api, prepared: &Prepared) -> Self {
+        let checked = &prepared.checked;
+        let shows_prompt = checked.return_token_ids || checked.prompt_logprobs;
+        let prompt = if shows_prompt {
+            prepared.prompt.clone()
+        } else {
+            Vec::new()
+        };
         Self {
-            encoder,
-            head,
+            names: TokenNames {
+                encoder: Arc::clone(&api.encoder),
+                as_ids: checked.tokens_as_token_ids,
+            },
+            head: prepared.head.clone(),
+            prompt,
+            echo: prepared.echo.clone(),
             logprobs: checked.logprobs,
+            lists_prompt_logprobs: checked.prompt_logprobs,
+            prompt_logprobs: Vec::new(),
             return_token_ids: checked.return_token_ids,
             choices: (0..checked.n).map(|_| ChatState::default()).collect(),
         }
@@ -105,31 +188,13 @@ impl ChatAnswer {
             model: self.head.model.clone(),
             choices,
             usage: None,
-        }
-    }
-
-    fn token_logprob(&self, token: u32, logprob: &TokenLogprob) -> ChatTokenLogprob {
-        let tokenizer = self.encoder.tokenizer();
-        let top = logprob.top.iter().map(|(token, logprob)| {
-            let text = token_text(tokenizer, *token);
-            ChatTopLogprob {
-                bytes: Some(text.clone().into_bytes()),
-                token: text,
-                logprob: logprob.max(super::LOGPROB_MIN),
-            }
-        });
-        let text = token_text(tokenizer, token);
-        ChatTokenLogprob {
-            top_logprobs: top.collect(),
-            bytes: Some(text.clone().into_bytes()),
-            token: text,
-            logprob: logprob.logprob.max(super::LOGPROB_MIN),
+            prompt_token_ids: None,
         }
     }
 
     fn logprob_of(&self, delta: &Delta) -> Option<ChatTokenLogprob> {
         let (token, logprob) = (delta.token?, delta.logprob.as_ref()?);
-        Some(self.token_logprob(token, logprob))
+        Some(self.names.chat(token, logprob))
     }
 }
 
@@ -151,7 +216,14 @@ impl Answer for ChatAnswer {
             token_ids: None,
         };
         if !opened {
-            events.push(self.chunk(vec![choice(ChatDelta::first())]));
+            let delta = ChatDelta {
+                content: Some(self.echo.clone()),
+                ..ChatDelta::first()
+            };
+            events.push(ChatChunk {
+                prompt_token_ids: self.return_token_ids.then(|| self.prompt.clone()),
+                ..self.chunk(vec![choice(delta)])
+            });
         }
         let logprobs = self.logprob_of(&delta).map(|token| ChatLogprobs {
             content: vec![token],
@@ -194,7 +266,10 @@ impl Answer for ChatAnswer {
         &mut chunk.usage
     }
 
-    fn add(&mut self, index: usize, delta: Delta) {
+    fn add(&mut self, index: usize, mut delta: Delta) {
+        if !delta.prompt_logprobs.is_empty() {
+            self.prompt_logprobs = std::mem::take(&mut delta.prompt_logprobs);
+        }
         let logprob = self.logprob_of(&delta);
         let Some(state) = self.choices.get_mut(index) else {
             return;
@@ -207,13 +282,17 @@ impl Answer for ChatAnswer {
 
     fn whole(self, usage: Usage) -> ChatResponse {
         let (logprobs, return_token_ids) = (self.logprobs, self.return_token_ids);
+        let prompt_logprobs = self
+            .lists_prompt_logprobs
+            .then(|| self.names.prompt(&self.prompt, &self.prompt_logprobs));
+        let echo = self.echo;
         let choices = self.choices.into_iter().enumerate().map(|(index, state)| {
             let (finish_reason, stop_reason) = super::reasons(state.end);
             ChatChoice {
                 index: index as u32,
                 message: ChatMessage {
-                    role: "assistant".to_owned(),
-                    content: Some(state.text),
+                    role: ASSISTANT.to_owned(),
+                    content: Some(echo.clone() + &state.text),
                 },
                 logprobs: logprobs.then_some(ChatLogprobs {
                     content: state.logprobs,
@@ -230,6 +309,8 @@ impl Answer for ChatAnswer {
             created: self.head.created,
             model: self.head.model,
             usage,
+            prompt_logprobs,
+            prompt_token_ids: return_token_ids.then_some(self.prompt),
         }
     }
 }

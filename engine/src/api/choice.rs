@@ -21,6 +21,8 @@ pub(super) struct TextOptions {
     pub(super) skip_special_tokens: bool,
     /// Tokens before which no stop string ends the answer.
     pub(super) min_tokens: u32,
+    /// The answer is the echoed prompt alone: the engine generates a token, because it must, and nobody sees it.
+    pub(super) only_prompt: bool,
 }
 
 /// What one token update added to the answer.
@@ -30,6 +32,8 @@ pub(super) struct Delta {
     /// The token, none for an end without one.
     pub(super) token: Option<u32>,
     pub(super) logprob: Option<TokenLogprob>,
+    /// Of each prompt token but the first; on the first delta, where asked for.
+    pub(super) prompt_logprobs: Vec<TokenLogprob>,
     pub(super) end: Option<End>,
 }
 
@@ -52,6 +56,7 @@ pub(super) struct Choice {
     detokenizer: Detokenizer,
     stops: StopStrings,
     include_stop: bool,
+    only_prompt: bool,
     min_tokens: u32,
     generated_tokens: u32,
     cached_tokens: u32,
@@ -64,6 +69,7 @@ impl Choice {
             detokenizer: Detokenizer::new(encoder, prompt, options.skip_special_tokens),
             stops: StopStrings::new(options.stop.clone(), include_stop),
             include_stop,
+            only_prompt: options.only_prompt,
             min_tokens: options.min_tokens,
             generated_tokens: 0,
             cached_tokens: 0,
@@ -88,11 +94,15 @@ impl Choice {
     }
 
     /// Takes the next update. After a delta with an end, nothing more may be pushed.
-    pub(super) fn push(&mut self, update: TokenUpdate) -> Delta {
+    pub(super) fn push(&mut self, mut update: TokenUpdate) -> Delta {
         self.cached_tokens = update.cached_tokens;
+        if self.only_prompt {
+            hide_token(&mut update);
+        }
         let mut delta = Delta {
             token: update.token,
             logprob: update.logprob,
+            prompt_logprobs: update.prompt_logprobs,
             ..Delta::default()
         };
         if let Some(token) = update.token {
@@ -134,6 +144,15 @@ impl Choice {
                 by_stop_string: true,
             });
         }
+    }
+}
+
+/// Leaves what an answer without tokens of its own can show.
+fn hide_token(update: &mut TokenUpdate) {
+    update.token = None;
+    update.logprob = None;
+    if let Some(Finish::Stop { .. }) = update.finish {
+        update.finish = Some(Finish::Length);
     }
 }
 
@@ -248,6 +267,69 @@ mod tests {
             ..TextOptions::default()
         };
         assert_eq!(run(&options, "banana", &Finish::Length).0, "banana");
+    }
+
+    #[test]
+    fn a_stop_string_ends_the_answer_with_the_first_token_after_min_tokens() {
+        let text = "the cache holds the prefix 🚂 of the prompt";
+        let tokens = encoder().encode_text(text, false).unwrap().len() as u32;
+        for include_stop_str_in_output in [false, true] {
+            let mut seen = Vec::new();
+            for min_tokens in 0..tokens {
+                let options = TextOptions {
+                    stop: vec!["🚂".to_owned(), "the".to_owned()],
+                    min_tokens,
+                    include_stop_str_in_output,
+                    ..TextOptions::default()
+                };
+                let (sent, end, generated) = run(&options, text, &Finish::Length);
+                assert!(text.starts_with(&sent), "{sent}");
+                let stopped = matches!(
+                    end,
+                    Some(End::Finished {
+                        by_stop_string: true,
+                        ..
+                    })
+                );
+                assert!(!stopped || generated > min_tokens, "{min_tokens}");
+                seen.push(sent.len());
+            }
+            assert!(seen.is_sorted(), "more tokens, more text");
+            assert_eq!(seen[0], if include_stop_str_in_output { 3 } else { 0 });
+        }
+    }
+
+    #[test]
+    fn an_answer_of_the_prompt_alone_shows_no_token() {
+        let options = TextOptions {
+            only_prompt: true,
+            ..TextOptions::default()
+        };
+        let mut choice = Choice::new(encoder(), &[5, 6], &options);
+        let logprob = TokenLogprob {
+            logprob: -1.0,
+            rank: 1,
+            top: Vec::new(),
+        };
+        let delta = choice.push(TokenUpdate {
+            prompt_logprobs: vec![logprob.clone()],
+            logprob: Some(logprob),
+            ..update(Some(2), Some(Finish::Stop { token: None }))
+        });
+        assert_eq!(
+            (delta.text.as_str(), delta.token, delta.logprob),
+            ("", None, None)
+        );
+        assert_eq!(delta.prompt_logprobs.len(), 1);
+        assert!(matches!(
+            delta.end,
+            Some(End::Finished {
+                reason: FinishReason::Length,
+                stopped_by: None,
+                ..
+            })
+        ));
+        assert_eq!(choice.generated_tokens(), 0);
     }
 
     #[test]

@@ -12,17 +12,17 @@ use pointsman_proto::openai::{
     CompletionChoice, CompletionChunk, CompletionLogprobs, CompletionRequest, CompletionResponse,
     Usage,
 };
-use pointsman_proto::prompt::{Prompt, PromptEncoder};
-use serde_json::{Map, Value};
+use pointsman_proto::prompt::Prompt;
 use tracing::debug;
 
 use super::choice::{Delta, End};
 use super::error::ApiError;
 use super::generate::{Generation, Head, PRIORITY_HEADER, header};
+use super::logprobs::TokenNames;
 use super::sampling::{Checked, Fields};
 use super::sse::{self, Answer};
-use super::{Api, LOGPROB_MIN, body};
-use crate::text::token_text;
+use super::{Api, body, prompt};
+use crate::sample::TokenLogprob;
 
 /// Prompts of one request.
 const PROMPTS_MAX: usize = 128;
@@ -40,21 +40,20 @@ pub(super) async fn handle(
         .intake
         .run(body.len(), move || Prepared::new(&shared, &headers, &body))
         .await?;
+    debug!(
+        id = prepared.head.id,
+        prompts = prepared.prompts.len(),
+        choices = prepared.checked.n,
+        "completion"
+    );
+    let answer = CompletionAnswer::new(&api, &prepared);
     let Prepared {
         head,
         prompts,
-        echo,
         checked,
+        ..
     } = prepared;
-    debug!(
-        id = head.id,
-        prompts = prompts.len(),
-        choices = checked.n,
-        "completion"
-    );
     let generation = Generation::submit(&api, &head, prompts, &checked)?;
-    let choices = generation.choices();
-    let answer = CompletionAnswer::new(Arc::clone(&api.encoder), head, &checked, &echo, choices);
     sse::respond(generation, answer, checked.stream).await
 }
 
@@ -73,12 +72,9 @@ impl Prepared {
         body::refuse_unsupported(body)?;
         let model = api.model(request.model.as_deref())?;
         let fields = Fields::of_completion(&request);
-        let checked = fields.check(&api.config.defaults, header(headers, PRIORITY_HEADER))?;
+        let checked = fields.check(&api.limits(), header(headers, PRIORITY_HEADER))?;
+        let truncation = checked.truncation(api.engine.max_model_len())?;
         let wants_echo = request.echo.unwrap_or(false);
-        if wants_echo && checked.logprobs {
-            let problem = "together with logprobs is not supported by this worker";
-            return Err(ApiError::field("echo", problem));
-        }
         let asked = request.prompt()?;
         if asked.len() > PROMPTS_MAX {
             let problem = format!(
@@ -91,18 +87,11 @@ impl Prepared {
         let mut prompts = Vec::with_capacity(asked.len());
         let mut echo = Vec::new();
         for prompt in asked {
-            let tokens = match &prompt {
-                Prompt::Text(text) => api.encoder.encode_text(text, add_special_tokens)?,
-                Prompt::Tokens(_) | Prompt::Chat(_) => api.encoder.encode(&prompt)?,
-            };
+            let tokens = prompt::encode(&api.encoder, &prompt, add_special_tokens, truncation)?;
             if wants_echo {
                 echo.push(match prompt {
-                    Prompt::Text(text) => text,
-                    _ => api
-                        .encoder
-                        .tokenizer()
-                        .decode(&tokens, true)
-                        .unwrap_or_default(),
+                    Prompt::Text(text) if truncation.is_none() => text,
+                    _ => decoded(api, &tokens),
                 });
             }
             prompts.push(tokens);
@@ -117,18 +106,40 @@ impl Prepared {
     }
 }
 
+/// The text of a prompt that came as token ids, or was cut to size.
+fn decoded(api: &Api, tokens: &[u32]) -> String {
+    let text = api.encoder.tokenizer().decode(tokens, true);
+    text.unwrap_or_default()
+}
+
 /// The answers of one completion request.
 struct CompletionAnswer {
-    encoder: Arc<PromptEncoder>,
+    names: TokenNames,
     head: Head,
+    /// The prompts, if the answer shows their ids or log probabilities.
+    prompts: Vec<ShownPrompt>,
+    choices_per_prompt: usize,
     logprobs: bool,
+    /// The lists of log probabilities begin with the prompt's.
+    echo: bool,
+    /// The answer has the prompt's log probabilities in a list of their own.
+    prompt_logprobs: bool,
     return_token_ids: bool,
     choices: Vec<CompletionState>,
+}
+
+/// A prompt that shows in the answer.
+struct ShownPrompt {
+    tokens: Vec<u32>,
+    /// Of each token but the first; brought by its first choice.
+    logprobs: Vec<TokenLogprob>,
 }
 
 /// One choice so far.
 #[derive(Default)]
 struct CompletionState {
+    /// A chunk was sent.
+    opened: bool,
     /// Text that goes before the next addition: the echoed prompt, until it is sent.
     pending: String,
     /// Characters of the tokens whose log probabilities were given.
@@ -140,24 +151,31 @@ struct CompletionState {
 }
 
 impl CompletionAnswer {
-    fn new(
-        encoder: Arc<PromptEncoder>,
-        head: Head,
-        checked: &Checked,
-        echo: &[String],
-        choices: usize,
-    ) -> Self {
-        let choices = (0..choices).map(|index| CompletionState {
-            pending: echo
-                .get(index / checked.n.max(1))
-                .cloned()
-                .unwrap_or_default(),
+    fn new(api: &Api, prepared: &Prepared) -> Self {
+        let (checked, echo) = (&prepared.checked, &prepared.echo);
+        let per_prompt = checked.n.max(1);
+        let choices = (0..prepared.prompts.len() * checked.n).map(|index| CompletionState {
+            pending: echo.get(index / per_prompt).cloned().unwrap_or_default(),
             ..CompletionState::default()
         });
+        let echoes_logprobs = !echo.is_empty() && checked.logprobs;
+        let shows = checked.return_token_ids || checked.prompt_logprobs || echoes_logprobs;
+        let prompts = prepared.prompts.iter().filter(|_| shows);
+        let prompts = prompts.map(|tokens| ShownPrompt {
+            tokens: tokens.clone(),
+            logprobs: Vec::new(),
+        });
         Self {
-            encoder,
-            head,
+            names: TokenNames {
+                encoder: Arc::clone(&api.encoder),
+                as_ids: checked.tokens_as_token_ids,
+            },
+            head: prepared.head.clone(),
+            prompts: prompts.collect(),
+            choices_per_prompt: per_prompt,
             logprobs: checked.logprobs,
+            echo: echoes_logprobs,
+            prompt_logprobs: checked.prompt_logprobs,
             return_token_ids: checked.return_token_ids,
             choices: choices.collect(),
         }
@@ -174,55 +192,88 @@ impl CompletionAnswer {
         }
     }
 
-    /// The delta's token in the form of parallel lists of one entry, or empty lists.
-    fn logprobs_of(&mut self, index: usize, delta: &Delta) -> CompletionLogprobs {
-        let tokenizer = self.encoder.tokenizer();
-        let mut lists = CompletionLogprobs::default();
-        let (Some(token), Some(logprob)) = (delta.token, &delta.logprob) else {
-            return lists;
-        };
-        let Some(state) = self.choices.get_mut(index) else {
-            return lists;
-        };
-        let text = token_text(tokenizer, token);
-        let mut top = Map::new();
-        for (token, logprob) in &logprob.top {
-            top.insert(
-                token_text(tokenizer, *token),
-                Value::from(logprob.max(LOGPROB_MIN)),
-            );
+    /// Appends to the lists of a choice what a delta adds to them.
+    fn list(&mut self, index: usize, delta: &mut Delta) {
+        let logprobs = std::mem::take(&mut delta.prompt_logprobs);
+        let prompt = self.prompts.get_mut(index / self.choices_per_prompt);
+        if let Some(prompt) = prompt.filter(|_| !logprobs.is_empty()) {
+            prompt.logprobs = logprobs;
         }
-        let sampled = logprob.logprob.max(LOGPROB_MIN);
-        top.entry(text.clone())
-            .or_insert_with(|| Value::from(sampled));
-        lists.text_offset.push(state.offset);
-        state.offset += text.chars().count() as u32;
-        lists.tokens.push(text);
-        lists.token_logprobs.push(Some(sampled));
-        lists.top_logprobs.push(Some(top));
+        if let (Some(state), Some(token), Some(logprob)) =
+            (self.choices.get_mut(index), delta.token, &delta.logprob)
+        {
+            let lists = &mut state.logprobs;
+            self.names
+                .completion(token, Some(logprob), &mut state.offset, lists);
+        }
+    }
+
+    /// The lists of an echoed prompt, which go before those of the answer.
+    fn echoed(&self, index: usize, offset: &mut u32) -> CompletionLogprobs {
+        let mut lists = CompletionLogprobs::default();
+        let prompt = self.prompts.get(index / self.choices_per_prompt);
+        if let Some(prompt) = prompt.filter(|_| self.echo) {
+            let (tokens, logprobs) = (&prompt.tokens, &prompt.logprobs);
+            self.names.echo(tokens, logprobs, offset, &mut lists);
+        }
         lists
     }
+
+    /// The ids of a choice's prompt, where asked for.
+    fn prompt_token_ids(&self, index: usize) -> Option<Vec<u32>> {
+        let prompt = self.prompts.get(index / self.choices_per_prompt)?;
+        self.return_token_ids.then(|| prompt.tokens.clone())
+    }
+}
+
+/// Appends the lists of `more`, whose text begins `offset` characters later than they say.
+fn append(lists: &mut CompletionLogprobs, more: CompletionLogprobs, offset: u32) {
+    let offsets = more.text_offset.iter().map(|at| at + offset);
+    lists.text_offset.extend(offsets);
+    lists.tokens.extend(more.tokens);
+    lists.token_logprobs.extend(more.token_logprobs);
+    lists.top_logprobs.extend(more.top_logprobs);
 }
 
 impl Answer for CompletionAnswer {
     type Chunk = CompletionChunk;
     type Whole = CompletionResponse;
 
-    fn chunks(&mut self, index: usize, delta: Delta, events: &mut Vec<CompletionChunk>) {
-        let logprobs = self.logprobs.then(|| self.logprobs_of(index, &delta));
-        let mut text = match self.choices.get_mut(index) {
-            Some(state) => std::mem::take(&mut state.pending),
-            None => return,
+    fn chunks(&mut self, index: usize, mut delta: Delta, events: &mut Vec<CompletionChunk>) {
+        let Some(state) = self.choices.get_mut(index) else {
+            return;
         };
+        let first = !std::mem::replace(&mut state.opened, true);
+        let mut text = std::mem::take(&mut state.pending);
         text.push_str(&delta.text);
+        let mut logprobs = CompletionLogprobs::default();
+        if first && self.echo {
+            if let Some(prompt) = self.prompts.get_mut(index / self.choices_per_prompt) {
+                prompt.logprobs = std::mem::take(&mut delta.prompt_logprobs);
+            }
+            let mut offset = 0;
+            logprobs = self.echoed(index, &mut offset);
+            if let Some(state) = self.choices.get_mut(index) {
+                state.offset = offset;
+            }
+        }
+        self.list(index, &mut delta);
+        let listed = self.choices.get_mut(index).map(|state| &mut state.logprobs);
+        append(
+            &mut logprobs,
+            listed.map(std::mem::take).unwrap_or_default(),
+            0,
+        );
         let (finish_reason, stop_reason) = super::reasons(delta.end);
         events.push(self.chunk(vec![CompletionChoice {
             index: index as u32,
             text,
-            logprobs,
+            logprobs: self.logprobs.then_some(logprobs),
             finish_reason,
             stop_reason,
             token_ids: self.return_token_ids.then(|| delta.token.into_iter().collect()),
+            prompt_logprobs: None,
+            prompt_token_ids: first.then(|| self.prompt_token_ids(index)).flatten(),
         }]));
     }
 
@@ -234,10 +285,7 @@ impl Answer for CompletionAnswer {
         for (choice, later) in into.choices.iter_mut().zip(later.choices) {
             choice.text.push_str(&later.text);
             if let (Some(logprobs), Some(more)) = (&mut choice.logprobs, later.logprobs) {
-                logprobs.text_offset.extend(more.text_offset);
-                logprobs.tokens.extend(more.tokens);
-                logprobs.token_logprobs.extend(more.token_logprobs);
-                logprobs.top_logprobs.extend(more.top_logprobs);
+                append(logprobs, more, 0);
             }
             if let (Some(ids), Some(more)) = (&mut choice.token_ids, later.token_ids) {
                 ids.extend(more);
@@ -255,38 +303,40 @@ impl Answer for CompletionAnswer {
         &mut chunk.usage
     }
 
-    fn add(&mut self, index: usize, delta: Delta) {
-        let logprobs = self.logprobs_of(index, &delta);
+    fn add(&mut self, index: usize, mut delta: Delta) {
+        self.list(index, &mut delta);
         let Some(state) = self.choices.get_mut(index) else {
             return;
         };
         state.text.push_str(&delta.text);
         state.token_ids.extend(delta.token);
-        state.logprobs.text_offset.extend(logprobs.text_offset);
-        state.logprobs.tokens.extend(logprobs.tokens);
-        state
-            .logprobs
-            .token_logprobs
-            .extend(logprobs.token_logprobs);
-        state.logprobs.top_logprobs.extend(logprobs.top_logprobs);
         state.end = delta.end;
     }
 
-    fn whole(self, usage: Usage) -> CompletionResponse {
-        let (logprobs, return_token_ids) = (self.logprobs, self.return_token_ids);
-        let choices = self.choices.into_iter().enumerate().map(|(index, state)| {
+    fn whole(mut self, usage: Usage) -> CompletionResponse {
+        let states = std::mem::take(&mut self.choices);
+        let choice = |(index, state): (usize, CompletionState)| {
             let (finish_reason, stop_reason) = super::reasons(state.end);
+            let mut offset = 0;
+            let mut logprobs = self.echoed(index, &mut offset);
+            append(&mut logprobs, state.logprobs, offset);
+            let prompt = self.prompts.get(index / self.choices_per_prompt);
+            let prompt_logprobs = prompt.filter(|_| self.prompt_logprobs);
             CompletionChoice {
                 index: index as u32,
                 text: state.pending + &state.text,
-                logprobs: logprobs.then_some(state.logprobs),
+                logprobs: self.logprobs.then_some(logprobs),
                 finish_reason,
                 stop_reason,
-                token_ids: return_token_ids.then_some(state.token_ids),
+                token_ids: self.return_token_ids.then_some(state.token_ids),
+                prompt_logprobs: prompt_logprobs
+                    .map(|prompt| self.names.prompt(&prompt.tokens, &prompt.logprobs)),
+                prompt_token_ids: self.prompt_token_ids(index),
             }
-        });
+        };
+        let choices: Vec<CompletionChoice> = states.into_iter().enumerate().map(choice).collect();
         CompletionResponse {
-            choices: choices.collect(),
+            choices,
             id: self.head.id,
             object: CompletionResponse::OBJECT.to_owned(),
             created: self.head.created,

@@ -239,6 +239,11 @@ impl Generation {
         }
     }
 
+    /// How many choices there are, of all prompts together.
+    pub(super) fn choices(&self) -> usize {
+        self.choices.len()
+    }
+
     /// Tokens so far. A prompt counts once, however many choices it has, and so do its cached tokens.
     pub(super) fn usage(&self) -> Usage {
         let generated = self.choices.iter().map(Choice::generated_tokens).sum();
@@ -248,10 +253,6 @@ impl Generation {
             generated,
             first_choices.map(Choice::cached_tokens).sum(),
         )
-    }
-
-    pub(super) fn choices(&self) -> usize {
-        self.choices.len()
     }
 }
 

@@ -89,7 +89,7 @@ impl Prepared {
             max_tokens_default: None,
             ..Fields::of_completion(&as_completion)
         };
-        let checked = fields.check(&api.config.defaults, header(headers, PRIORITY_HEADER))?;
+        let checked = fields.check(&api.limits(), header(headers, PRIORITY_HEADER))?;
         let tokens = request.token_ids.unwrap_or_default();
         if tokens.is_empty() {
             return Err(ApiError::field(

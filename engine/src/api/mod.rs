@@ -27,11 +27,14 @@ mod generate;
 mod inference;
 mod intake;
 mod invocations;
+mod logprobs;
 mod observe;
+mod prompt;
 mod render;
 mod sampling;
 mod sse;
 mod template;
+mod token_fields;
 mod tokens;
 
 use std::collections::BTreeMap;
@@ -56,6 +59,8 @@ use choice::End;
 use error::ApiError;
 pub use faults::with_faults;
 use intake::Intake;
+use sampling::Limits;
+use token_fields::Vocabulary;
 
 /// JSON has no infinity, so the log probability of the impossible is this, as in vLLM.
 const LOGPROB_MIN: f32 = -9999.0;
@@ -89,6 +94,23 @@ pub struct ApiConfig {
     pub api_keys: Vec<String>,
     /// Tokens in one event of a stream, after the first.
     pub stream_interval: u32,
+    /// What requests may ask of sampling and answers.
+    pub answers: AnswerConfig,
+}
+
+/// What requests may ask of sampling and answers.
+#[derive(Debug, Clone)]
+pub struct AnswerConfig {
+    /// Ids of the model's vocabulary: 0 up to this.
+    pub vocab_size: u32,
+    /// Tokens beside the sampled one whose log probabilities can be asked for; -1 for all of the vocabulary.
+    pub max_logprobs: i64,
+    /// Render chats by the template that a request brings.
+    pub trust_request_chat_template: bool,
+    /// Streams carry their usage whether asked to or not.
+    pub force_include_usage: bool,
+    /// Log probabilities name tokens by id unless the request says otherwise.
+    pub return_tokens_as_token_ids: bool,
 }
 
 /// What every handler shares.
@@ -153,6 +175,21 @@ pub fn router(
 }
 
 impl Api {
+    /// What the fields of requests are checked against.
+    fn limits(&self) -> Limits<'_> {
+        let answers = &self.config.answers;
+        Limits {
+            defaults: &self.config.defaults,
+            vocabulary: Vocabulary {
+                encoder: &self.encoder,
+                size: answers.vocab_size,
+            },
+            max_logprobs: answers.max_logprobs,
+            force_include_usage: answers.force_include_usage,
+            tokens_as_token_ids: answers.return_tokens_as_token_ids,
+        }
+    }
+
     /// The name to answer with; 404 for a model that is not served here. No name means the worker's own.
     fn model(&self, requested: Option<&str>) -> Result<String, ApiError> {
         let names = &self.config.model_names;

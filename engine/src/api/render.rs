@@ -53,7 +53,7 @@ pub(super) async fn chat(
     let body = body::read(&headers, body, api.config.body_bytes_max).await?;
     let (shared, bytes) = (Arc::clone(&api), body.len());
     let work = move || {
-        let (head, prompt, checked) = chat::prepare(&shared, &headers, &body)?;
+        let prepared = chat::prepare(&shared, &headers, &body)?;
         let mut fields: Map<String, Value> = body::parse(&body)?;
         // A chat says by two fields what a sampling parameter says by one.
         let top = fields
@@ -65,6 +65,12 @@ pub(super) async fn chat(
                 if top.is_null() { Value::from(0) } else { top },
             );
         }
+        let chat::Prepared {
+            head,
+            prompt,
+            checked,
+            ..
+        } = prepared;
         rendered(&shared, &head, prompt, &checked, &fields)
     };
     api.intake.run(bytes, work).await.map(Json)

@@ -4,14 +4,23 @@
 //! value out of range is refused by name, never bent into range: the client would get another answer than it asked
 //! for.
 
+mod checked;
+mod values;
+
 use std::sync::Arc;
 
-use pointsman_proto::openai::{ChatCompletionRequest, CompletionRequest, StreamOptions};
+use pointsman_proto::openai::{
+    ChatCompletionRequest, CompletionRequest, StreamOptions, TruncationSide,
+};
+use serde_json::{Map, Value};
 
 use super::choice::TextOptions;
 use super::error::ApiError;
+use super::token_fields::Vocabulary;
 use crate::model::GenerationDefaults;
 use crate::sample::SamplingParams;
+pub(super) use checked::Checked;
+use values::{count, number, penalty, top_count};
 
 /// Choices of one prompt; each is a request of its own to the engine.
 const CHOICES_MAX: i64 = 128;
@@ -19,15 +28,28 @@ const CHOICES_MAX: i64 = 128;
 const STOP_STRINGS_MAX: usize = 64;
 /// Stop tokens of a request; each costs a comparison per token.
 const STOP_TOKENS_MAX: usize = 256;
-/// Tokens beside the sampled one whose log probabilities can be asked for, as in vLLM.
-const LOGPROBS_MAX: i64 = 20;
 /// Characters of a cache salt, as in vLLM.
 const CACHE_SALT_CHARS_MAX: usize = 128;
+
+/// What requests are checked against: the model, and how the operator set up the worker.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Limits<'a> {
+    pub(super) defaults: &'a GenerationDefaults,
+    pub(super) vocabulary: Vocabulary<'a>,
+    /// Tokens beside the sampled one whose log probabilities can be asked for; -1 for the whole vocabulary.
+    pub(super) max_logprobs: i64,
+    /// Streams carry their usage whether asked to or not.
+    pub(super) force_include_usage: bool,
+    /// Log probabilities name tokens by id unless the request says otherwise.
+    pub(super) tokens_as_token_ids: bool,
+}
 
 /// The shared fields as they came.
 #[derive(Debug, Default)]
 pub(super) struct Fields<'a> {
     pub(super) max_tokens: Option<i64>,
+    /// The name under which the request has its limit.
+    pub(super) max_tokens_field: Option<&'static str>,
     /// The limit where the request has none; none is "what is left of the context".
     pub(super) max_tokens_default: Option<i64>,
     pub(super) min_tokens: Option<i64>,
@@ -47,27 +69,23 @@ pub(super) struct Fields<'a> {
     pub(super) skip_special_tokens: Option<bool>,
     /// Most likely tokens to list, none without log probabilities.
     pub(super) logprobs: Option<i64>,
+    /// The name under which the request has them.
+    pub(super) logprobs_field: Option<&'static str>,
     pub(super) stream: Option<bool>,
     pub(super) stream_options: Option<StreamOptions>,
     pub(super) priority: Option<i64>,
     pub(super) cache_salt: Option<&'a str>,
     pub(super) return_token_ids: Option<bool>,
-}
-
-/// The shared fields, checked.
-#[derive(Debug, Clone)]
-pub(super) struct Checked {
-    /// `max_tokens` in it is the default until [`Checked::for_prompt`] knows the prompt.
-    sampling: SamplingParams,
-    max_tokens: Option<u32>,
-    max_tokens_default: Option<u32>,
-    pub(super) text: TextOptions,
-    pub(super) n: usize,
-    pub(super) stream: Option<StreamOptions>,
-    pub(super) priority: i32,
-    pub(super) cache_salt: Option<Arc<str>>,
-    pub(super) logprobs: bool,
-    pub(super) return_token_ids: bool,
+    pub(super) logit_bias: Option<&'a Map<String, Value>>,
+    pub(super) allowed_token_ids: Option<&'a [u32]>,
+    pub(super) bad_words: &'a [String],
+    pub(super) prompt_logprobs: Option<i64>,
+    pub(super) logprob_token_ids: Option<&'a [u32]>,
+    pub(super) return_tokens_as_token_ids: Option<bool>,
+    pub(super) truncate_prompt_tokens: Option<i64>,
+    pub(super) truncation_side: Option<TruncationSide>,
+    /// The answer begins with the prompt, and may consist of it.
+    pub(super) echo: bool,
 }
 
 /// Copies the fields that both request types have under the same name.
@@ -94,6 +112,14 @@ macro_rules! shared_fields {
             priority: $request.priority,
             cache_salt: $request.cache_salt.as_deref(),
             return_token_ids: $request.return_token_ids,
+            logit_bias: $request.logit_bias.as_ref(),
+            allowed_token_ids: $request.allowed_token_ids.as_deref(),
+            bad_words: $request.bad_words.as_deref().unwrap_or_default(),
+            prompt_logprobs: $request.prompt_logprobs,
+            logprob_token_ids: $request.logprob_token_ids.as_deref(),
+            return_tokens_as_token_ids: $request.return_tokens_as_token_ids,
+            truncate_prompt_tokens: $request.truncate_prompt_tokens,
+            truncation_side: $request.truncation_side,
             ..Fields::default()
         }
     };
@@ -108,10 +134,12 @@ impl<'a> Fields<'a> {
                 return Err(ApiError::field("top_logprobs", "needs logprobs to be true"));
             }
         };
-        let max_tokens = request.token_limit();
+        let by_new_name = request.max_completion_tokens.is_some();
         Ok(Self {
-            max_tokens,
+            max_tokens: request.token_limit(),
+            max_tokens_field: by_new_name.then_some("max_completion_tokens"),
             logprobs,
+            logprobs_field: Some("top_logprobs"),
             ..shared_fields!(request)
         })
     }
@@ -121,6 +149,7 @@ impl<'a> Fields<'a> {
             max_tokens: request.max_tokens,
             max_tokens_default: Some(CompletionRequest::DEFAULT_MAX_TOKENS),
             logprobs: request.logprobs,
+            echo: request.echo.unwrap_or(false),
             ..shared_fields!(request)
         }
     }
@@ -128,19 +157,20 @@ impl<'a> Fields<'a> {
     /// Checks every field. `priority_header` is the value of `X-Vllm-Priority`, which wins over the field.
     pub(super) fn check(
         &self,
-        defaults: &GenerationDefaults,
+        limits: &Limits<'_>,
         priority_header: Option<&str>,
     ) -> Result<Checked, ApiError> {
+        let max_tokens_field = self.max_tokens_field.unwrap_or("max_tokens");
+        // An answer that begins with its prompt may end there.
+        let least = u32::from(!self.echo);
         let max_tokens = self
             .max_tokens
-            .map(|value| count("max_tokens", value, 1))
+            .map(|value| count(max_tokens_field, value, least))
             .transpose()?;
         let min_tokens = count("min_tokens", self.min_tokens.unwrap_or(0), 0)?;
         if max_tokens.is_some_and(|max| min_tokens > max) {
-            return Err(ApiError::field(
-                "min_tokens",
-                "must not be larger than max_tokens",
-            ));
+            let problem = format!("must not be larger than {max_tokens_field}");
+            return Err(ApiError::field("min_tokens", problem));
         }
         let n = self.n.unwrap_or(1);
         if !(1..=CHOICES_MAX).contains(&n) {
@@ -149,39 +179,92 @@ impl<'a> Fields<'a> {
                 format!("must be between 1 and {CHOICES_MAX}, got {n}"),
             ));
         }
-        if self.stream_options.is_some() && self.stream != Some(true) {
-            return Err(ApiError::field(
-                "stream_options",
-                "can only be set when stream is true",
-            ));
-        }
-        let sampling = self.sampling(defaults, min_tokens)?;
+        let sampling = self.sampling(limits, min_tokens)?;
         Ok(Checked {
             max_tokens,
+            max_tokens_field,
             max_tokens_default: self
                 .max_tokens_default
                 .and_then(|max| u32::try_from(max).ok()),
+            truncate_prompt_tokens: self.truncate_prompt_tokens,
+            truncation_side: self.truncation_side.unwrap_or_default(),
             text: TextOptions {
                 stop: self.checked_stop()?,
                 include_stop_str_in_output: self.include_stop_str_in_output.unwrap_or(false),
                 skip_special_tokens: self.skip_special_tokens.unwrap_or(true),
                 min_tokens,
+                only_prompt: max_tokens == Some(0),
             },
             n: n as usize,
-            stream: (self.stream == Some(true)).then(|| self.stream_options.unwrap_or_default()),
+            stream: self.checked_stream(limits)?,
             priority: checked_priority(self.priority, priority_header)?,
             cache_salt: self.cache_salt.map(checked_salt).transpose()?,
             logprobs: sampling.logprobs.is_some(),
             return_token_ids: self.return_token_ids.unwrap_or(false),
+            prompt_logprobs: self.prompt_logprobs.is_some(),
+            tokens_as_token_ids: self
+                .return_tokens_as_token_ids
+                .unwrap_or(limits.tokens_as_token_ids),
             sampling,
         })
     }
 
-    fn sampling(
-        &self,
-        defaults: &GenerationDefaults,
-        min_tokens: u32,
-    ) -> Result<SamplingParams, ApiError> {
+    fn checked_stream(&self, limits: &Limits<'_>) -> Result<Option<StreamOptions>, ApiError> {
+        if self.stream != Some(true) {
+            if self.stream_options.is_some() {
+                let problem = "can only be set when stream is true";
+                return Err(ApiError::field("stream_options", problem));
+            }
+            return Ok(None);
+        }
+        if self.prompt_logprobs.is_some() {
+            let problem = "is not available when stream is true";
+            return Err(ApiError::field("prompt_logprobs", problem));
+        }
+        let asked = self.stream_options.unwrap_or_default();
+        let forced = limits.force_include_usage.then_some(true);
+        Ok(Some(StreamOptions {
+            include_usage: forced.or(asked.include_usage),
+            continuous_usage_stats: forced.or(asked.continuous_usage_stats),
+        }))
+    }
+
+    fn sampling(&self, limits: &Limits<'_>, min_tokens: u32) -> Result<SamplingParams, ApiError> {
+        let vocabulary = limits.vocabulary;
+        if self.stop_token_ids.len() > STOP_TOKENS_MAX {
+            let problem = format!("must have at most {STOP_TOKENS_MAX} entries");
+            return Err(ApiError::field("stop_token_ids", problem));
+        }
+        let field = self.logprobs_field.unwrap_or("logprobs");
+        let logprobs = top_count(field, self.logprobs, limits)?;
+        let asked = self.logprob_token_ids.map(|ids| vocabulary.asked(ids));
+        if asked.is_some() && logprobs.is_none() {
+            let problem = "needs logprobs to be set";
+            return Err(ApiError::field("logprob_token_ids", problem));
+        }
+        let mut prompt_logprobs = top_count("prompt_logprobs", self.prompt_logprobs, limits)?;
+        if self.echo {
+            prompt_logprobs = prompt_logprobs.or(logprobs);
+        }
+        let allowed = self.allowed_token_ids.map(|ids| vocabulary.allowed(ids));
+        let biases = self.logit_bias.map(|biases| vocabulary.biases(biases));
+        Ok(SamplingParams {
+            min_tokens,
+            seed: self.seed.map(|seed| seed as u64),
+            stop_token_ids: self.stop_token_ids.to_vec(),
+            ignore_eos: self.ignore_eos.unwrap_or(false),
+            logprobs,
+            logprob_token_ids: asked.transpose()?.unwrap_or_default(),
+            prompt_logprobs,
+            logit_bias: biases.transpose()?.unwrap_or_default(),
+            allowed_token_ids: allowed.transpose()?.unwrap_or_default(),
+            bad_words: vocabulary.bad_words(self.bad_words)?,
+            ..self.distribution(limits.defaults)?
+        })
+    }
+
+    /// The numbers that shape the distribution.
+    fn distribution(&self, defaults: &GenerationDefaults) -> Result<SamplingParams, ApiError> {
         let top_k = self.top_k.or(defaults.top_k.map(i64::from)).unwrap_or(0);
         if top_k < -1 || top_k > i64::from(u32::MAX) {
             return Err(ApiError::field(
@@ -189,23 +272,7 @@ impl<'a> Fields<'a> {
                 format!("must be 0, -1 (off) or a count, got {top_k}"),
             ));
         }
-        if self.stop_token_ids.len() > STOP_TOKENS_MAX {
-            return Err(ApiError::field(
-                "stop_token_ids",
-                format!("must have at most {STOP_TOKENS_MAX} entries"),
-            ));
-        }
-        let logprobs = match self.logprobs {
-            None => None,
-            Some(top) if (0..=LOGPROBS_MAX).contains(&top) => Some(top as u32),
-            Some(top) => {
-                let problem = format!("must ask for 0 to {LOGPROBS_MAX} tokens, got {top}");
-                return Err(ApiError::field("logprobs", problem));
-            }
-        };
         Ok(SamplingParams {
-            max_tokens: 1,
-            min_tokens,
             temperature: number(
                 "temperature",
                 self.temperature.or(defaults.temperature).unwrap_or(1.0),
@@ -235,10 +302,6 @@ impl<'a> Fields<'a> {
             )?,
             presence_penalty: penalty("presence_penalty", self.presence_penalty)?,
             frequency_penalty: penalty("frequency_penalty", self.frequency_penalty)?,
-            seed: self.seed.map(|seed| seed as u64),
-            stop_token_ids: self.stop_token_ids.to_vec(),
-            ignore_eos: self.ignore_eos.unwrap_or(false),
-            logprobs,
             ..SamplingParams::greedy(1)
         })
     }
@@ -253,79 +316,6 @@ impl<'a> Fields<'a> {
         }
         Ok(self.stop.to_vec())
     }
-}
-
-impl Checked {
-    /// The sampling parameters of choice number `choice` of a prompt of `prompt_tokens` tokens, under a context
-    /// of `context_tokens`.
-    ///
-    /// A limit that the client asked for and that does not fit is refused; a default one is lowered.
-    pub(super) fn for_prompt(
-        &self,
-        choice: usize,
-        prompt_tokens: usize,
-        context_tokens: u32,
-    ) -> Result<SamplingParams, ApiError> {
-        let left = (context_tokens as usize).saturating_sub(prompt_tokens);
-        let left = u32::try_from(left).unwrap_or(u32::MAX);
-        if left == 0 {
-            return Err(ApiError::bad_request(format!(
-                "the maximum context length of this model is {context_tokens} tokens, and the prompt \
-                 has {prompt_tokens}; shorten the messages or the prompt"
-            )));
-        }
-        let max_tokens = match self.max_tokens {
-            Some(asked) if asked > left => {
-                return Err(ApiError::field(
-                    "max_tokens",
-                    format!(
-                        "is too large: the maximum context length of this model is {context_tokens} \
-                         tokens, the prompt has {prompt_tokens}, and {asked} more were asked for \
-                         ({asked} > {context_tokens} - {prompt_tokens})"
-                    ),
-                ));
-            }
-            Some(asked) => asked,
-            None => self.max_tokens_default.unwrap_or(left).min(left),
-        };
-        let seed = self
-            .sampling
-            .seed
-            .map(|seed| seed.wrapping_add(choice as u64));
-        Ok(SamplingParams {
-            max_tokens,
-            seed,
-            ..self.sampling.clone()
-        })
-    }
-}
-
-/// A count of at least `min` that fits 32 bits.
-fn count(field: &str, value: i64, min: u32) -> Result<u32, ApiError> {
-    u32::try_from(value)
-        .ok()
-        .filter(|value| *value >= min)
-        .ok_or_else(|| ApiError::field(field, format!("must be at least {min}, got {value}")))
-}
-
-fn number(
-    field: &str,
-    value: f32,
-    allowed: impl Fn(f32) -> bool,
-    range: &str,
-) -> Result<f32, ApiError> {
-    if allowed(value) {
-        return Ok(value);
-    }
-    Err(ApiError::field(
-        field,
-        format!("must be {range}, got {value}"),
-    ))
-}
-
-fn penalty(field: &str, value: Option<f32>) -> Result<f32, ApiError> {
-    let allowed = |value| (-2.0..=2.0).contains(&value);
-    number(field, value.unwrap_or(0.0), allowed, "between -2 and 2")
 }
 
 pub(super) fn checked_priority(field: Option<i64>, header: Option<&str>) -> Result<i32, ApiError> {

@@ -68,6 +68,7 @@ mod tests {
                 token_ids: None,
             }],
             usage: None,
+            prompt_token_ids: None,
         };
         serde_json::to_vec(&chunk).unwrap()
     }
@@ -85,6 +86,8 @@ mod tests {
                 finish_reason: None,
                 stop_reason: None,
                 token_ids: None,
+                prompt_logprobs: None,
+                prompt_token_ids: None,
             }],
             usage: None,
         };

@@ -261,7 +261,62 @@ mod tests {
         );
     }
 
+    #[test]
+    fn of_two_that_complete_together_the_first_of_the_list_wins() {
+        for (list, index) in [(["é🚂", "🚂"], 0), (["🚂", "é🚂"], 0)] {
+            let (text, matched) = run(&mut stops(&list, true), &["aé", "🚂b"]);
+            assert_eq!((text.as_str(), matched), ("aé🚂", Some(index)));
+        }
+    }
+
+    /// The pieces of `text` between random cuts.
+    fn pieces(text: &str, cuts: &[prop::sample::Index]) -> Vec<String> {
+        let chars: Vec<char> = text.chars().collect();
+        let mut bounds: Vec<usize> = cuts.iter().map(|cut| cut.index(chars.len() + 1)).collect();
+        bounds.extend([0, chars.len()]);
+        bounds.sort_unstable();
+        let pieces = bounds.windows(2);
+        pieces
+            .map(|pair| chars[pair[0]..pair[1]].iter().collect())
+            .collect()
+    }
+
+    /// The first match that ends behind `from`, wherever it begins.
+    fn model_behind(list: &[String], text: &str, from: usize) -> Option<(usize, usize, usize)> {
+        let ends = (from + 1..=text.len()).filter(|end| text.is_char_boundary(*end));
+        let matches = ends.flat_map(|end| {
+            let ending = list.iter().enumerate();
+            let ending =
+                ending.filter(move |(_, stop)| !stop.is_empty() && text[..end].ends_with(*stop));
+            ending.map(move |(index, stop)| (index, end - stop.len(), end))
+        });
+        matches.min_by_key(|(index, _, end)| (*end, *index))
+    }
+
     proptest! {
+        /// What was sent before a match counts as sent, even if the match began in it: under `min_tokens` text is
+        /// held back only as far as a stop string can reach.
+        #[test]
+        fn text_under_min_tokens_hides_matches_and_not_their_beginnings(
+            list in prop::collection::vec("[abé🚂]{0,4}", 0..4),
+            text in "[abé🚂c]{0,40}",
+            cuts in prop::collection::vec(any::<prop::sample::Index>(), 0..12),
+            unsearched in 0_usize..6,
+            include in any::<bool>(),
+        ) {
+            let pieces = pieces(&text, &cuts);
+            let (hidden, searched) = pieces.split_at(unsearched.min(pieces.len()));
+            let mut stops = StopStrings::new(list.clone(), include);
+            let mut sent: String = hidden.iter().map(|piece| stops.push_unsearched(piece)).collect();
+            let searched: Vec<&str> = searched.iter().map(String::as_str).collect();
+            let (rest, matched) = run(&mut stops, &searched);
+            sent.push_str(&rest);
+            let expected = model_behind(&list, &text, hidden.concat().len());
+            let cut = expected.map_or(text.len(), |(_, start, end)| if include { end } else { start });
+            prop_assert_eq!(sent, &text[..cut]);
+            prop_assert_eq!(matched, expected.map(|(index, ..)| index));
+        }
+
         #[test]
         fn chunking_changes_nothing(
             list in prop::collection::vec("[abé🚂]{0,4}", 0..4),
@@ -269,12 +324,7 @@ mod tests {
             cuts in prop::collection::vec(any::<prop::sample::Index>(), 0..12),
             include in any::<bool>(),
         ) {
-            let chars: Vec<char> = text.chars().collect();
-            let mut bounds: Vec<usize> = cuts.iter().map(|cut| cut.index(chars.len() + 1)).collect();
-            bounds.extend([0, chars.len()]);
-            bounds.sort_unstable();
-            let pieces: Vec<String> =
-                bounds.windows(2).map(|pair| chars[pair[0]..pair[1]].iter().collect()).collect();
+            let pieces = pieces(&text, &cuts);
             let pieces: Vec<&str> = pieces.iter().map(String::as_str).collect();
             let mut stops = StopStrings::new(list.clone(), include);
             prop_assert_eq!(run(&mut stops, &pieces), model(&list, include, &text));

@@ -40,13 +40,22 @@ async fn fields_that_are_wrong_are_named() {
         (json!({"prompt": "x", "n": 0}), "n"),
         (json!({"prompt": "x", "stop": [""]}), "stop"),
         (json!({"prompt": "x", "best_of": 2}), "best_of"),
-        (json!({"prompt": "x", "logit_bias": {"1": 5}}), "logit_bias"),
+        (
+            json!({"prompt": "x", "logit_bias": {"99999": 5}}),
+            "logit_bias",
+        ),
+        (json!({"prompt": "x", "bad_words": [""]}), "bad_words"),
+        (
+            json!({"prompt": "x", "allowed_token_ids": []}),
+            "allowed_token_ids",
+        ),
+        (json!({"prompt": "x", "suffix": "y"}), "suffix"),
         (
             json!({"prompt": "x", "response_format": {"type": "json_object"}}),
             "response_format",
         ),
         (
-            json!({"prompt": "x", "prompt_logprobs": 1}),
+            json!({"prompt": "x", "prompt_logprobs": 1, "stream": true}),
             "prompt_logprobs",
         ),
         (
@@ -54,7 +63,10 @@ async fn fields_that_are_wrong_are_named() {
             "stream_options",
         ),
         (json!({"prompt": "x", "cache_salt": "a/b"}), "cache_salt"),
-        (json!({"prompt": "x", "echo": true, "logprobs": 1}), "echo"),
+        (
+            json!({"prompt": "x", "truncate_prompt_tokens": 0}),
+            "truncate_prompt_tokens",
+        ),
     ] {
         let reply = worker.post(COMPLETIONS, &body).await;
         let message = message(&reply, 400, Some(param));
@@ -77,6 +89,14 @@ async fn chats_that_are_wrong_are_named() {
         (
             json!({"messages": hello, "top_logprobs": 2}),
             "top_logprobs",
+        ),
+        (
+            json!({"messages": hello, "chat_template": "{{ messages }}"}),
+            "chat_template",
+        ),
+        (
+            json!({"messages": hello, "continue_final_message": true}),
+            "continue_final_message",
         ),
         (
             json!({"messages": hello, "structured_outputs": {"regex": "a"}}),

@@ -4,7 +4,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use super::{
-    ChatLogprobs, FinishReason, PromptShapeError, StopReason, StreamOptions, StringOrArray, Usage,
+    ChatLogprobs, FinishReason, PromptLogprobs, PromptShapeError, StopReason, StreamOptions,
+    StringOrArray, TruncationSide, Usage,
 };
 use crate::prompt::{ChatPrompt, Prompt, check_messages};
 
@@ -110,6 +111,45 @@ pub struct ChatCompletionRequest {
     /// Whether the answer lists token ids.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub return_token_ids: Option<bool>,
+    /// The only tokens that may come.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub allowed_token_ids: Option<Vec<u32>>,
+    /// Words that must not come.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bad_words: Option<Vec<String>>,
+    /// Log probabilities of the prompt's tokens, each with this many likeliest ones; -1 for all.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub prompt_logprobs: Option<i64>,
+    /// Tokens whose log probabilities to list at each position, in place of the likeliest ones.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub logprob_token_ids: Option<Vec<u32>>,
+    /// Whether log probabilities name tokens as `token_id:7` instead of by their text.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub return_tokens_as_token_ids: Option<bool>,
+    /// Most tokens of the prompt to keep; -1 for as many as the context leaves room for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub truncate_prompt_tokens: Option<i64>,
+    /// Where a prompt that is too long is cut: `left` (the default) keeps its end, `right` its beginning.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub truncation_side: Option<TruncationSide>,
+    /// Whether the answer repeats the last message, where that is the assistant's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub echo: Option<bool>,
+    /// Whether the model goes on with the last message instead of beginning one of its own.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub continue_final_message: Option<bool>,
+    /// Whether the tokenizer puts its special tokens around what the template wrote. False by default.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub add_special_tokens: Option<bool>,
+    /// Documents for templates that know how to show them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub documents: Option<Vec<Value>>,
+    /// A template to use in place of the model's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub chat_template: Option<String>,
+    /// How much the model is to reason, for templates that ask.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reasoning_effort: Option<String>,
     /// The end user, for the operator's records.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub user: Option<String>,
@@ -137,8 +177,27 @@ impl ChatCompletionRequest {
             messages: self.messages.clone(),
             tools: checked_tools(self.tools.as_ref())?,
             add_generation_prompt: self.add_generation_prompt.unwrap_or(true),
-            template_kwargs: self.chat_template_kwargs.clone(),
+            template_kwargs: self.template_variables(),
         })])
+    }
+
+    /// `chat_template_kwargs`, with the fields that are variables of templates too. As in vLLM a reasoning effort
+    /// also says whether to think, unless the request says so itself.
+    fn template_variables(&self) -> Option<Map<String, Value>> {
+        if self.documents.is_none() && self.reasoning_effort.is_none() {
+            return self.chat_template_kwargs.clone();
+        }
+        let mut variables = self.chat_template_kwargs.clone().unwrap_or_default();
+        if let Some(documents) = &self.documents {
+            variables.insert("documents".to_owned(), Value::from(documents.clone()));
+        }
+        if let Some(effort) = &self.reasoning_effort {
+            variables
+                .entry("enable_thinking")
+                .or_insert_with(|| Value::from(effort != "none"));
+            variables.insert("reasoning_effort".to_owned(), Value::from(effort.clone()));
+        }
+        Some(variables)
     }
 }
 
@@ -167,6 +226,12 @@ pub struct ChatResponse {
     pub choices: Vec<ChatChoice>,
     /// Tokens taken.
     pub usage: Usage,
+    /// Log probabilities of the prompt's tokens, where asked for; `null` for the first.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub prompt_logprobs: Option<PromptLogprobs>,
+    /// Ids of the prompt, where asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub prompt_token_ids: Option<Vec<u32>>,
 }
 
 impl ChatResponse {
@@ -219,6 +284,9 @@ pub struct ChatChunk {
     /// Tokens taken, where asked for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub usage: Option<Usage>,
+    /// Ids of the prompt, where asked for; on the first chunk only.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub prompt_token_ids: Option<Vec<u32>>,
 }
 
 impl ChatChunk {

@@ -7,8 +7,8 @@ use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Map, Value};
 
 use super::{
-    CompletionLogprobs, FinishReason, PromptShapeError, StopReason, StreamOptions, StringOrArray,
-    Usage,
+    CompletionLogprobs, FinishReason, PromptLogprobs, PromptShapeError, StopReason, StreamOptions,
+    StringOrArray, TruncationSide, Usage,
 };
 use crate::prompt::Prompt;
 
@@ -106,6 +106,27 @@ pub struct CompletionRequest {
     /// Whether the answer lists token ids.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub return_token_ids: Option<bool>,
+    /// The only tokens that may come.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub allowed_token_ids: Option<Vec<u32>>,
+    /// Words that must not come.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bad_words: Option<Vec<String>>,
+    /// Log probabilities of the prompt's tokens, each with this many likeliest ones; -1 for all.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub prompt_logprobs: Option<i64>,
+    /// Tokens whose log probabilities to list at each position, in place of the likeliest ones.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub logprob_token_ids: Option<Vec<u32>>,
+    /// Whether log probabilities name tokens as `token_id:7` instead of by their text.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub return_tokens_as_token_ids: Option<bool>,
+    /// Most tokens of the prompt to keep; -1 for as many as the context leaves room for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub truncate_prompt_tokens: Option<i64>,
+    /// Where a prompt that is too long is cut: `left` (the default) keeps its end, `right` its beginning.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub truncation_side: Option<TruncationSide>,
     /// The end user, for the operator's records.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub user: Option<String>,
@@ -314,6 +335,12 @@ pub struct CompletionChoice {
     /// Ids of the generated tokens, where asked for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub token_ids: Option<Vec<u32>>,
+    /// Log probabilities of the prompt's tokens, where asked for; `null` for the first.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub prompt_logprobs: Option<PromptLogprobs>,
+    /// Ids of the prompt, where asked for; on the first chunk of a stream only.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub prompt_token_ids: Option<Vec<u32>>,
 }
 
 /// One event of a streamed answer.

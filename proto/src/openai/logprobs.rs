@@ -1,4 +1,6 @@
-//! Log probabilities, in the two shapes that the two endpoints have.
+//! Log probabilities: in the two shapes that the two endpoints have, and the prompt's, which are vLLM's.
+
+use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 use serde_json::Map;
@@ -46,4 +48,19 @@ pub struct CompletionLogprobs {
     pub tokens: Vec<String>,
     /// The likeliest tokens at each place, text to log probability, likeliest first.
     pub top_logprobs: Vec<Option<Map<String, serde_json::Value>>>,
+}
+
+/// One entry for each token of a prompt, by token id: the token itself and the likeliest ones at its place. Nothing
+/// for the first, which follows nothing.
+pub type PromptLogprobs = Vec<Option<BTreeMap<u32, PromptTokenLogprob>>>;
+
+/// A token at a place of a prompt.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct PromptTokenLogprob {
+    /// Its log probability.
+    pub logprob: f32,
+    /// Its place among all tokens; 1 is the likeliest.
+    pub rank: Option<u32>,
+    /// Its text.
+    pub decoded_token: Option<String>,
 }

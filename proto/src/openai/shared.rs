@@ -22,6 +22,17 @@ impl StringOrArray {
     }
 }
 
+/// Which end of a prompt that is too long is cut off.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum TruncationSide {
+    /// The beginning, so that the end stays.
+    #[default]
+    Left,
+    /// The end.
+    Right,
+}
+
 /// What a streaming client wants besides the text.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 pub struct StreamOptions {

@@ -168,6 +168,7 @@ fn a_stream_has_vllms_bytes() {
             token_ids: None,
         }],
         usage: None,
+        prompt_token_ids: None,
     };
     let json = |chunk: &ChatChunk| serde_json::to_string(chunk).expect("JSON");
     assert_eq!(
@@ -186,6 +187,46 @@ fn a_stream_has_vllms_bytes() {
     assert_eq!(
         json(&last),
         r#"{"id":"chatcmpl-1","object":"chat.completion.chunk","created":7,"model":"demo","choices":[],"usage":{"prompt_tokens":10,"total_tokens":13,"completion_tokens":3,"prompt_tokens_details":{"cached_tokens":8}}}"#
+    );
+}
+
+#[test]
+fn fields_that_are_template_variables_reach_the_template() {
+    let variables = |body: Value| match chat(body).prompt().expect("a chat").remove(0) {
+        Prompt::Chat(chat) => Value::from(chat.template_kwargs.unwrap_or_default()),
+        other => panic!("{other:?}"),
+    };
+    let messages = json!([{"role": "user", "content": "hi"}]);
+    assert_eq!(variables(json!({"messages": messages})), json!({}));
+    assert_eq!(
+        variables(json!({
+            "messages": messages, "documents": [{"title": "t"}], "reasoning_effort": "none",
+            "chat_template_kwargs": {"x": 1},
+        })),
+        json!({"x": 1, "documents": [{"title": "t"}], "enable_thinking": false, "reasoning_effort": "none"})
+    );
+    let said = variables(json!({
+        "messages": messages, "reasoning_effort": "none", "chat_template_kwargs": {"enable_thinking": true},
+    }));
+    assert_eq!(said["enable_thinking"], true);
+}
+
+#[test]
+fn prompt_log_probabilities_are_keyed_by_token_id() {
+    let info = PromptTokenLogprob {
+        logprob: -0.5,
+        rank: Some(1),
+        decoded_token: Some("a".to_owned()),
+    };
+    let logprobs: PromptLogprobs = vec![None, Some([(7, info)].into())];
+    let text = serde_json::to_string(&logprobs).expect("JSON");
+    assert_eq!(
+        text,
+        r#"[null,{"7":{"logprob":-0.5,"rank":1,"decoded_token":"a"}}]"#
+    );
+    assert_eq!(
+        serde_json::from_str::<PromptLogprobs>(&text).expect("the same"),
+        logprobs
     );
 }
 

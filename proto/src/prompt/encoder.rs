@@ -8,7 +8,7 @@ use tokenizers::{Encoding, Tokenizer};
 
 use super::cuts::Cuts;
 use super::template::{ChatTemplate, TemplateSource};
-use super::{ChatPrompt, Prompt, PromptError};
+use super::{ChatPrompt, Prompt, PromptError, Rendering, continuation};
 
 /// The special tokens that transformers hands to a template by name.
 const SPECIAL_TOKENS: [&str; 7] = [
@@ -26,6 +26,7 @@ const SPECIAL_TOKENS: [&str; 7] = [
 pub struct PromptEncoder {
     tokenizer: Tokenizer,
     template: Option<ChatTemplate>,
+    special_tokens: Vec<(&'static str, String)>,
     vocab_size: usize,
     cuts: Cuts,
     frame: Option<SpecialFrame>,
@@ -72,11 +73,13 @@ impl PromptEncoder {
             .into_values()
             .max()
             .map_or(0, |last| last as usize + 1);
+        let (template, special_tokens) = load_template(model_dir)?;
         Ok(Self {
             cuts: Cuts::of(&tokenizer),
             frame: special_frame(&tokenizer),
             tokenizer,
-            template: load_template(model_dir)?,
+            template,
+            special_tokens,
             vocab_size,
         })
     }
@@ -92,6 +95,32 @@ impl PromptEncoder {
             .as_ref()
             .ok_or(PromptError::NoChatTemplate)?
             .render(chat)
+    }
+
+    /// As [`Self::render`], by another template or up to the last message's content.
+    ///
+    /// # Errors
+    ///
+    /// As there, [`PromptError::Template`] for a template that does not compile, and
+    /// [`PromptError::NotContinuable`].
+    pub fn render_as(
+        &self,
+        chat: &ChatPrompt,
+        rendering: Rendering<'_>,
+    ) -> Result<String, PromptError> {
+        let text = match rendering.template {
+            None => self.render(chat)?,
+            Some(source) => {
+                let tokens = self.special_tokens.clone();
+                ChatTemplate::new(TemplateSource::single(source.to_owned()), tokens)
+                    .map_err(|reason| PromptError::Template { reason })?
+                    .render(chat)?
+            }
+        };
+        if rendering.continue_final_message {
+            return continuation::open(text, &chat.messages);
+        }
+        Ok(text)
     }
 
     /// The token ids of `text`. Special tokens that stand in the text by name become their ids
@@ -189,9 +218,12 @@ fn special_frame(tokenizer: &Tokenizer) -> Option<SpecialFrame> {
     })
 }
 
+/// The template, where the model has one, and the special tokens that templates may name.
+type LoadedTemplate = (Option<ChatTemplate>, Vec<(&'static str, String)>);
+
 /// The template file wins over the template in the configuration; the special tokens come from the
 /// configuration.
-fn load_template(model_dir: &Path) -> Result<Option<ChatTemplate>, PromptError> {
+fn load_template(model_dir: &Path) -> Result<LoadedTemplate, PromptError> {
     let config_path = model_dir.join("tokenizer_config.json");
     let malformed = |reason: String| PromptError::Malformed {
         path: config_path.clone(),
@@ -201,18 +233,18 @@ fn load_template(model_dir: &Path) -> Result<Option<ChatTemplate>, PromptError> 
         Some(text) => serde_json::from_str(&text).map_err(|error| malformed(error.to_string()))?,
         None => Value::Null,
     };
+    let special_tokens = special_tokens(&config).map_err(malformed)?;
     let template_path = model_dir.join("chat_template.jinja");
     let (path, source) = match read_if_there(&template_path)? {
         Some(text) => (template_path, TemplateSource::single(text)),
         None => match config_template(&config).map_err(malformed)? {
             Some(source) => (config_path.clone(), source),
-            None => return Ok(None),
+            None => return Ok((None, special_tokens)),
         },
     };
-    let special_tokens = special_tokens(&config).map_err(malformed)?;
-    ChatTemplate::new(source, special_tokens)
-        .map(Some)
-        .map_err(|reason| PromptError::Malformed { path, reason })
+    let template = ChatTemplate::new(source, special_tokens.clone())
+        .map_err(|reason| PromptError::Malformed { path, reason })?;
+    Ok((Some(template), special_tokens))
 }
 
 fn read_if_there(path: &Path) -> Result<Option<String>, PromptError> {

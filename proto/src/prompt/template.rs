@@ -109,7 +109,6 @@ impl ChatTemplate {
         let fixed = context! {
             messages,
             tools => tools.map(|tools| Value::from(Serde(tools))),
-            documents => (),
             add_generation_prompt => chat.add_generation_prompt,
         };
         let kwargs = match &chat.template_kwargs {
@@ -120,14 +119,17 @@ impl ChatTemplate {
             .map_err(|error| render_error(&error))
     }
 
-    /// Renders with `fixed` before the special tokens before `kwargs`.
+    /// Renders with `fixed` before the special tokens before `kwargs`. Documents are one of the latter, and exist
+    /// where there are none.
     fn run(&self, name: &str, fixed: Value, kwargs: Value) -> Result<String, Error> {
         let special = Value::from_pairs(
             self.special_tokens
                 .iter()
                 .map(|(name, text)| (*name, text.as_str())),
         );
-        let variables = context! { ..fixed, ..context! { ..special, ..kwargs } };
+        let absent = context! { documents => () };
+        let variables =
+            context! { ..fixed, ..context! { ..special, ..context! { ..kwargs, ..absent } } };
         self.environment.get_template(name)?.render(variables)
     }
 
@@ -142,7 +144,6 @@ impl ChatTemplate {
         let fixed = context! {
             messages => vec![message],
             tools => (),
-            documents => (),
             add_generation_prompt => true,
         };
         // A template that fails over the probe has not taken it apart, or has said so before it

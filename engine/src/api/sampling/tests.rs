@@ -1,12 +1,39 @@
 //! Each limit refused by name, each default in force.
 
+use std::path::Path;
+use std::sync::LazyLock;
+
 use pointsman_proto::openai::StringOrArray;
+use pointsman_proto::prompt::PromptEncoder;
 use serde_json::json;
 
 use super::*;
 
+/// The limits of a worker with the demo model and `defaults`.
+fn limits(defaults: &GenerationDefaults) -> Limits<'_> {
+    static ENCODER: LazyLock<PromptEncoder> = LazyLock::new(|| {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("demo-model");
+        PromptEncoder::load(&folder).expect("the demo model is in the repository")
+    });
+    Limits {
+        defaults,
+        vocabulary: Vocabulary {
+            encoder: &ENCODER,
+            size: ENCODER.vocab_size() as u32,
+        },
+        max_logprobs: 20,
+        force_include_usage: false,
+        tokens_as_token_ids: false,
+    }
+}
+
 fn check(fields: &Fields<'_>) -> Result<Checked, ApiError> {
-    fields.check(&GenerationDefaults::default(), None)
+    fields.check(&limits(&GenerationDefaults::default()), None)
+}
+
+fn completion(request: serde_json::Value) -> Result<Checked, ApiError> {
+    let parsed: CompletionRequest = serde_json::from_value(request).unwrap();
+    check(&Fields::of_completion(&parsed))
 }
 
 fn param(result: Result<Checked, ApiError>) -> Option<String> {
@@ -36,7 +63,7 @@ fn values_out_of_range_are_refused_by_name() {
         ("min_tokens", json!({"min_tokens": 5, "max_tokens": 4})),
         ("n", json!({"n": 0})),
         ("n", json!({"n": CHOICES_MAX + 1})),
-        ("logprobs", json!({"logprobs": LOGPROBS_MAX + 1})),
+        ("logprobs", json!({"logprobs": 21})),
         ("stop", json!({"stop": ["a", ""]})),
         ("stop", json!({"stop": many_strings})),
         ("stop_token_ids", json!({"stop_token_ids": many_tokens})),
@@ -45,9 +72,30 @@ fn values_out_of_range_are_refused_by_name() {
         ("cache_salt", json!({"cache_salt": ""})),
         ("cache_salt", json!({"cache_salt": "a/b"})),
         ("cache_salt", json!({"cache_salt": long_salt})),
+        ("logprobs", json!({"logprobs": -1})),
+        ("logprobs", json!({"logprobs": -2})),
+        ("prompt_logprobs", json!({"prompt_logprobs": 21})),
+        (
+            "prompt_logprobs",
+            json!({"prompt_logprobs": 1, "stream": true}),
+        ),
+        ("logprob_token_ids", json!({"logprob_token_ids": [1]})),
+        (
+            "logprob_token_ids",
+            json!({"logprob_token_ids": [1_000_000], "logprobs": 1}),
+        ),
+        ("logit_bias", json!({"logit_bias": {"1000000": 1}})),
+        (
+            "allowed_token_ids",
+            json!({"allowed_token_ids": [1_000_000]}),
+        ),
+        ("bad_words", json!({"bad_words": [""]})),
+        (
+            "min_tokens",
+            json!({"min_tokens": 1, "max_tokens": 0, "echo": true}),
+        ),
     ] {
-        let parsed: CompletionRequest = serde_json::from_value(request.clone()).unwrap();
-        let refused = param(check(&Fields::of_completion(&parsed)));
+        let refused = param(completion(request.clone()));
         assert_eq!(refused.as_deref(), Some(field), "{request}");
     }
 }
@@ -70,7 +118,8 @@ fn silence_means_the_models_defaults_and_then_vllms() {
         top_k: Some(20),
         ..GenerationDefaults::default()
     };
-    let model = Fields::default().check(&defaults, None).unwrap().sampling;
+    let limits = limits(&defaults);
+    let model = Fields::default().check(&limits, None).unwrap().sampling;
     assert_eq!(
         (model.temperature, model.top_p, model.top_k),
         (0.7, 1.0, 20)
@@ -80,7 +129,7 @@ fn silence_means_the_models_defaults_and_then_vllms() {
         top_k: Some(-1),
         ..Fields::default()
     };
-    let asked = asked.check(&defaults, None).unwrap().sampling;
+    let asked = asked.check(&limits, None).unwrap().sampling;
     assert_eq!((asked.temperature, asked.top_k), (0.0, 0));
 }
 
@@ -129,6 +178,7 @@ fn the_priority_header_wins() {
         ..Fields::default()
     };
     let defaults = GenerationDefaults::default();
+    let defaults = limits(&defaults);
     assert_eq!(fields.check(&defaults, Some("-7")).unwrap().priority, -7);
     assert_eq!(fields.check(&defaults, None).unwrap().priority, 3);
     assert!(fields.check(&defaults, Some("high")).is_err());
@@ -168,4 +218,132 @@ fn one_stop_string_is_a_list_of_one() {
     };
     let checked = check(&Fields::of_completion(&request)).unwrap();
     assert_eq!(checked.text.stop, ["END"]);
+}
+
+#[test]
+fn fields_about_tokens_reach_the_sampler() {
+    let checked = completion(json!({
+        "logit_bias": {"7": 3}, "allowed_token_ids": [9, 7], "bad_words": ["the"], "logprobs": 0,
+        "logprob_token_ids": [4], "prompt_logprobs": 2,
+    }))
+    .unwrap();
+    let sampling = checked.for_prompt(0, 10, 100).unwrap();
+    assert_eq!(sampling.logit_bias, [(7, 3.0)]);
+    assert_eq!(sampling.allowed_token_ids, [7, 9]);
+    assert_eq!(sampling.bad_words.len(), 2);
+    assert_eq!(
+        (sampling.logprobs, sampling.prompt_logprobs),
+        (Some(0), Some(2))
+    );
+    assert_eq!(sampling.logprob_token_ids, [4]);
+    assert!(checked.prompt_logprobs);
+    assert_eq!(
+        checked.for_prompt(1, 10, 100).unwrap().prompt_logprobs,
+        None,
+        "choice 0 has them"
+    );
+}
+
+#[test]
+fn an_echo_takes_its_log_probabilities_from_the_prompt() {
+    let checked =
+        completion(json!({"echo": true, "logprobs": 3, "max_tokens": 0, "stream": true})).unwrap();
+    let sampling = checked.for_prompt(1, 10, 100).unwrap();
+    assert_eq!(
+        (sampling.prompt_logprobs, sampling.max_tokens),
+        (Some(3), 1)
+    );
+    assert!(checked.text.only_prompt && !checked.prompt_logprobs);
+    let without = completion(json!({"echo": true})).unwrap();
+    assert_eq!(
+        without.for_prompt(0, 10, 100).unwrap().prompt_logprobs,
+        None
+    );
+    assert!(!without.text.only_prompt);
+}
+
+#[test]
+fn the_whole_vocabulary_is_listed_where_the_operator_allows_it() {
+    let defaults = GenerationDefaults::default();
+    let all = Limits {
+        max_logprobs: -1,
+        ..limits(&defaults)
+    };
+    let fields = Fields {
+        prompt_logprobs: Some(-1),
+        ..Fields::default()
+    };
+    let checked = fields.check(&all, None).unwrap();
+    let size = all.vocabulary.size;
+    assert_eq!(
+        checked.for_prompt(0, 10, 100).unwrap().prompt_logprobs,
+        Some(size)
+    );
+    let error = checked.for_prompt(0, 10_000, 20_000).unwrap_err();
+    assert_eq!(error.body().error.param.as_deref(), Some("prompt_logprobs"));
+}
+
+#[test]
+fn a_prompt_is_kept_as_far_as_it_fits() {
+    let keep = |request| {
+        let checked = completion(request).unwrap();
+        checked
+            .truncation(100)
+            .map(|truncation| truncation.map(|t| t.keep))
+    };
+    assert_eq!(keep(json!({})), Ok(None));
+    assert_eq!(keep(json!({"truncate_prompt_tokens": 7})), Ok(Some(7)));
+    assert_eq!(
+        keep(json!({"truncate_prompt_tokens": -1, "max_tokens": 30})),
+        Ok(Some(70))
+    );
+    for wrong in [0, -2, 101] {
+        let error = keep(json!({"truncate_prompt_tokens": wrong})).unwrap_err();
+        assert_eq!(
+            error.body().error.param.as_deref(),
+            Some("truncate_prompt_tokens")
+        );
+    }
+}
+
+#[test]
+fn usage_may_be_forced_upon_streams() {
+    let defaults = GenerationDefaults::default();
+    let forced = Limits {
+        force_include_usage: true,
+        ..limits(&defaults)
+    };
+    let stream = |stream| {
+        let fields = Fields {
+            stream,
+            ..Fields::default()
+        };
+        fields.check(&forced, None).unwrap().stream
+    };
+    assert_eq!(stream(None), None);
+    let both = StreamOptions {
+        include_usage: Some(true),
+        continuous_usage_stats: Some(true),
+    };
+    assert_eq!(stream(Some(true)), Some(both));
+}
+
+#[test]
+fn limits_are_named_as_the_request_names_them() {
+    let chat = |request| {
+        let parsed: ChatCompletionRequest = serde_json::from_value(request).unwrap();
+        param(check(&Fields::of_chat(&parsed).unwrap()))
+    };
+    assert_eq!(
+        chat(json!({"max_completion_tokens": 0})).as_deref(),
+        Some("max_completion_tokens")
+    );
+    assert_eq!(
+        chat(json!({"max_tokens": 0})).as_deref(),
+        Some("max_tokens")
+    );
+    assert_eq!(
+        chat(json!({"logprobs": true, "top_logprobs": 21})).as_deref(),
+        Some("top_logprobs")
+    );
 }

@@ -3,6 +3,7 @@
 #![expect(clippy::float_cmp, reason = "all or none is exact")]
 
 mod reference;
+mod speed;
 
 use proptest::prelude::*;
 
