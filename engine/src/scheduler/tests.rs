@@ -255,7 +255,7 @@ fn alone(request: &NewRequest, config: &SchedulerConfig) -> (Vec<u32>, Finish) {
         let start = next_token(tokens.iter().copied(), config.vocab_size);
         let mut candidates = (0..config.vocab_size).map(|i| (start + i) % config.vocab_size);
         let token = candidates
-            .find(|token| !(early && stops(*token)) && !bad(*token))
+            .find(|token| !(bad(*token) || early && stops(*token)))
             .unwrap();
         tokens.push(token);
         output.push(token);

@@ -122,7 +122,7 @@ impl Clockwork {
             .wrapping_mul(6_364_136_223_846_793_005)
             .wrapping_add(1);
         let random = (self.noise >> 33) as f64 / f64::from(1_u32 << 31);
-        let factor = if (self.noise >> 20) % 500 == 0 {
+        let factor = if (self.noise >> 20).is_multiple_of(500) {
             3.0
         } else {
             0.95 + random / 10.0
