@@ -257,6 +257,7 @@ fn flags_of_readme(first_column: bool) -> BTreeSet<String> {
     });
     texts
         .flat_map(|text| text.split('`'))
+        .filter_map(|code| code.split(' ').next())
         .filter(|word| word.starts_with("--"))
         .map(str::to_owned)
         .collect()

@@ -18,120 +18,107 @@ const TOLERANCE: f64 = 1e-3;
 
 /// The cases: a name, the path and the request.
 fn cases() -> Vec<(&'static str, &'static str, Value)> {
-    let chat = json!({
+    let chats = chats().into_iter().map(|(name, body)| (name, CHAT, body));
+    let completions = completions()
+        .into_iter()
+        .map(|(name, body)| (name, COMPLETIONS, body));
+    chats.chain(completions).collect()
+}
+
+fn chats() -> Vec<(&'static str, Value)> {
+    let base = json!({
         "messages": [{"role": "user", "content": "What does a cache do?"}],
         "max_tokens": 4, "temperature": 0, "ignore_eos": true, "request_id": "golden",
     });
-    let completion = json!({
-        "prompt": "The cache", "max_tokens": 3, "temperature": 0, "ignore_eos": true, "request_id": "golden",
-    });
-    let stream = json!({"stream": true, "stream_options": {"include_usage": true}});
-    let mut cases = Vec::new();
-    let mut add = |name, path, base: &Value, more: &[Value]| {
-        let mut request = base.as_object().unwrap().clone();
-        for more in more {
-            request.extend(more.as_object().unwrap().clone());
-        }
-        cases.push((name, path, Value::Object(request)));
-    };
-    let ids = json!({"return_token_ids": true});
+    let (stream, ids) = (streamed(), json!({"return_token_ids": true}));
     let top = json!({"logprobs": true, "top_logprobs": 2});
-    add("chat", CHAT, &chat, &[]);
-    add("chat streamed", CHAT, &chat, std::slice::from_ref(&stream));
-    add(
-        "chat with log probabilities and token ids",
-        CHAT,
-        &chat,
-        &[top.clone(), ids.clone()],
-    );
-    add(
-        "chat streamed with log probabilities and token ids",
-        CHAT,
-        &chat,
-        &[top, ids.clone(), stream.clone()],
-    );
-    add(
-        "chat with the prompt's log probabilities",
-        CHAT,
-        &chat,
-        &[json!({"prompt_logprobs": 1, "max_tokens": 1})],
-    );
     let said = json!({
         "messages": [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "The cache"}],
         "add_generation_prompt": false, "continue_final_message": true, "echo": true,
     });
-    add(
-        "chat that goes on with its last message",
-        CHAT,
-        &chat,
-        std::slice::from_ref(&said),
-    );
-    add("completion", COMPLETIONS, &completion, &[]);
-    add(
-        "completion streamed",
-        COMPLETIONS,
-        &completion,
-        std::slice::from_ref(&stream),
-    );
-    add(
-        "completion with log probabilities",
-        COMPLETIONS,
-        &completion,
-        &[json!({"logprobs": 2})],
-    );
+    let of_prompt = json!({"prompt_logprobs": 1, "max_tokens": 1});
+    vec![
+        ("chat", with(&base, &[])),
+        ("chat streamed", with(&base, &[&stream])),
+        (
+            "chat with log probabilities and token ids",
+            with(&base, &[&top, &ids]),
+        ),
+        (
+            "chat streamed with log probabilities and token ids",
+            with(&base, &[&top, &ids, &stream]),
+        ),
+        (
+            "chat with the prompt's log probabilities",
+            with(&base, &[&of_prompt]),
+        ),
+        (
+            "chat that goes on with its last message",
+            with(&base, &[&said]),
+        ),
+    ]
+}
+
+fn completions() -> Vec<(&'static str, Value)> {
+    let base = json!({
+        "prompt": "The cache", "max_tokens": 3, "temperature": 0, "ignore_eos": true, "request_id": "golden",
+    });
+    let (stream, ids) = (streamed(), json!({"return_token_ids": true}));
     let by_id =
         json!({"logprobs": 1, "logprob_token_ids": [9, 10], "return_tokens_as_token_ids": true});
-    add(
-        "completion with log probabilities of chosen tokens by id",
-        COMPLETIONS,
-        &completion,
-        &[by_id],
-    );
     let echo = json!({"echo": true, "logprobs": 1});
-    add(
-        "completion echoed with log probabilities",
-        COMPLETIONS,
-        &completion,
-        std::slice::from_ref(&echo),
-    );
-    add(
-        "completion echoed and streamed with log probabilities",
-        COMPLETIONS,
-        &completion,
-        &[echo.clone(), stream.clone()],
-    );
-    add(
-        "completion that is only its echo",
-        COMPLETIONS,
-        &completion,
-        &[echo, json!({"max_tokens": 0})],
-    );
     let two = json!({"prompt_logprobs": 1, "n": 2, "seed": 1, "max_tokens": 1});
-    add(
-        "completion with the prompt's log probabilities, two choices",
-        COMPLETIONS,
-        &completion,
-        &[two, ids.clone()],
-    );
-    add(
-        "completion streamed with token ids",
-        COMPLETIONS,
-        &completion,
-        &[ids, stream],
-    );
-    add(
-        "completion stopped by a string",
-        COMPLETIONS,
-        &completion,
-        &[json!({"max_tokens": 20, "stop": [".", "e"]})],
-    );
-    add(
-        "completion refused",
-        COMPLETIONS,
-        &completion,
-        &[json!({"logit_bias": {"-1": 1}})],
-    );
-    cases
+    let stop = json!({"max_tokens": 20, "stop": [".", "e"]});
+    vec![
+        ("completion", with(&base, &[])),
+        ("completion streamed", with(&base, &[&stream])),
+        (
+            "completion with log probabilities",
+            with(&base, &[&json!({"logprobs": 2})]),
+        ),
+        (
+            "completion with log probabilities of chosen tokens by id",
+            with(&base, &[&by_id]),
+        ),
+        (
+            "completion echoed with log probabilities",
+            with(&base, &[&echo]),
+        ),
+        (
+            "completion echoed and streamed with log probabilities",
+            with(&base, &[&echo, &stream]),
+        ),
+        (
+            "completion that is only its echo",
+            with(&base, &[&echo, &json!({"max_tokens": 0})]),
+        ),
+        (
+            "completion with the prompt's log probabilities, two choices",
+            with(&base, &[&two, &ids]),
+        ),
+        (
+            "completion streamed with token ids",
+            with(&base, &[&ids, &stream]),
+        ),
+        ("completion stopped by a string", with(&base, &[&stop])),
+        (
+            "completion refused",
+            with(&base, &[&json!({"logit_bias": {"-1": 1}})]),
+        ),
+    ]
+}
+
+fn streamed() -> Value {
+    json!({"stream": true, "stream_options": {"include_usage": true}})
+}
+
+/// `base` with the fields of each of `more`, the later ones on top.
+fn with(base: &Value, more: &[&Value]) -> Value {
+    let mut request = base.as_object().unwrap().clone();
+    for more in more {
+        request.extend(more.as_object().unwrap().clone());
+    }
+    Value::Object(request)
 }
 
 async fn answer(worker: &Worker, path: &str, request: &Value) -> Value {

@@ -57,10 +57,18 @@ async fn a_simulated_worker_answers_with_words_and_the_same_ones_again() {
     );
 }
 
+/// The engine thread says it right after the start.
+async fn blocks_of(worker: &Worker) -> u32 {
+    worker
+        .until("the engine has spoken", |stats| stats.blocks_total > 0)
+        .await;
+    worker.engine.stats().blocks_total
+}
+
 #[tokio::test]
 async fn its_memory_is_the_simulated_gpus() {
     let worker = Worker::start_sim(&AT_ONCE).await;
-    let blocks = worker.engine.stats().blocks_total;
+    let blocks = blocks_of(&worker).await;
     // 0.9 of 80 GiB less 15 GiB of weights, in blocks of 2 MiB.
     assert!((28_000..30_000).contains(&blocks), "{blocks}");
     let big = [
@@ -72,7 +80,7 @@ async fn its_memory_is_the_simulated_gpus() {
         "inf",
     ];
     let worker = Worker::start_sim(&big).await;
-    let blocks = worker.engine.stats().blocks_total;
+    let blocks = blocks_of(&worker).await;
     assert!((14_000..17_000).contains(&blocks), "{blocks}");
 }
 

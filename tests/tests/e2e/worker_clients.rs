@@ -69,9 +69,16 @@ async fn bench(worker: &Worker, backend: &str, flags: &[&str]) -> Result<Value> 
             "4",
         ])
         .args(flags);
-    println!("{}", run(&mut bench, CLIENT_DEADLINE).await?);
+    let report = run(&mut bench, CLIENT_DEADLINE).await?;
+    tell(&report);
     let report = std::fs::read(folder.path().join("report.json"));
     Ok(serde_json::from_slice(&report.context("no report")?)?)
+}
+
+/// Shown with `--nocapture`.
+#[expect(clippy::print_stdout, reason = "the client's report is for people")]
+fn tell(report: &str) {
+    println!("{report}");
 }
 
 /// (prompt tokens, generated tokens) that the worker counted so far.

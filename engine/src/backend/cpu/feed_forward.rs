@@ -7,7 +7,6 @@ use super::experts::Routes;
 use super::forward::{Context, ELEMENT_WORK, resize};
 use super::matrix::{Matrix, Store};
 use super::ops::silu_multiply;
-use super::team::Team;
 use super::weights::{CpuFeedForward, CpuMlp};
 use crate::model::ModelConfig;
 
