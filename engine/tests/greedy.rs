@@ -40,7 +40,7 @@ struct Case {
 struct Ignore;
 
 impl EventSink for Ignore {
-    fn publish(&mut self, _: Vec<pointsman_proto::kv_events::Event>) {}
+    fn publish(&mut self, _: Vec<pointsman_proto::kv_events::Event<[u8; 32]>>) {}
 }
 
 impl Observer for Ignore {
