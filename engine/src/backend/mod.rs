@@ -66,18 +66,6 @@ pub trait Backend: Send {
         Ok(())
     }
 
-    /// A backend like this one for a further data-parallel rank: it shares what does not change (the weights) and has
-    /// threads and KV memory of its own, which are yet to be allocated.
-    ///
-    /// # Errors
-    /// When its threads cannot be started, or where a backend has one rank only.
-    fn another(&self) -> Result<Box<dyn Backend>, BackendError> {
-        Err(BackendError::Start {
-            backend: self.info().name,
-            reason: "it runs a single data-parallel rank".to_owned(),
-        })
-    }
-
     /// The error of a backend that does not sleep at `level`.
     fn no_sleep(&self, level: SleepLevel) -> BackendError {
         BackendError::Sleep {
