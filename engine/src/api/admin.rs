@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use axum::Json;
+use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, State};
 use axum::http::{Method, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
@@ -56,8 +57,9 @@ pub(super) async fn models(State(api): State<Arc<Api>>) -> Json<ModelList> {
 /// One of the served names; the name may hold slashes, as those of model hubs do.
 pub(super) async fn model(
     State(api): State<Arc<Api>>,
-    Path(name): Path<String>,
+    name: Result<Path<String>, PathRejection>,
 ) -> Result<Json<ModelCard>, ApiError> {
+    let Path(name) = name.map_err(|error| ApiError::bad_request(error.to_string()))?;
     let name = api.model(Some(&name))?;
     Ok(Json(card(&api, &name)))
 }

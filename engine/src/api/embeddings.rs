@@ -88,6 +88,7 @@ struct Prepared {
     prompts: Vec<Vec<u32>>,
     encoding: Encoding,
     normalised: bool,
+    rank: Option<u32>,
     priority: i32,
     cache_salt: Option<Arc<str>>,
 }
@@ -126,8 +127,10 @@ impl Prepared {
             };
             prompts.push(tokens);
         }
+        let head = Head::new("embd", headers, request.request_id.as_deref(), model);
         Ok(Self {
-            head: Head::new("embd", headers, request.request_id.as_deref(), model),
+            rank: head.caller.rank()?,
+            head,
             prompts,
             encoding,
             normalised: request.use_activation.unwrap_or(true),
@@ -143,6 +146,7 @@ impl Prepared {
         let requests = prompts.map(|prompt| NewRequest {
             cache_salt: self.cache_salt.clone(),
             priority: self.priority,
+            data_parallel_rank: self.rank,
             task: Task::Embed,
             deadline: self.head.deadline,
             ..NewRequest::new(Arc::clone(&id), prompt, SamplingParams::greedy(1))

@@ -68,6 +68,11 @@ impl Server {
         &self.engine
     }
 
+    /// The routes, for callers in this process that need no socket.
+    pub fn router(&self) -> &Router {
+        &self.router
+    }
+
     /// Logs one line, serves until `shutdown`, then drains and returns. Whoever waits for the line before asking to
     /// shut down is sure to get a drain.
     ///

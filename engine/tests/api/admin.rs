@@ -105,7 +105,7 @@ async fn the_prefix_cache_can_be_reset_in_dev_mode() {
 }
 
 /// Asks the replay socket for everything until `enough` likes it.
-async fn replayed(
+pub(crate) async fn replayed(
     endpoint: &str,
     enough: impl Fn(&[(u64, Vec<Event>)]) -> bool,
 ) -> Vec<(u64, Vec<Event>)> {

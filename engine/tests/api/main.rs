@@ -14,6 +14,7 @@ mod endpoints;
 mod errors;
 mod fleet;
 mod golden;
+mod host_tier;
 mod hostile;
 mod lifecycle;
 mod sampling;

@@ -263,3 +263,21 @@ async fn constraints_of_a_request_hold() {
     assert!(values.iter().all(|value| value.as_f64().unwrap() < 0.0));
     assert_eq!(logprobs["top_logprobs"][0].as_object().unwrap().len(), 2);
 }
+
+#[tokio::test]
+async fn simulated_ranks_answer_alike_and_share_their_faults() {
+    let flags = ["--sim-speedup", "inf", "--data-parallel-size", "2"];
+    let worker = Worker::start_sim(&flags).await;
+    let mut answers = Vec::new();
+    for rank in ["0", "1"] {
+        let headers = [("x-data-parallel-rank", rank)];
+        let body = completion(20).to_string();
+        let reply = worker.send(Method::POST, "/v1/completions", &headers, body);
+        answers.push(Reply::read(reply.await).await.json());
+    }
+    assert_eq!(answers[0]["choices"], answers[1]["choices"]);
+    assert_eq!(
+        answers[1]["usage"]["prompt_tokens_details"]["cached_tokens"],
+        0
+    );
+}

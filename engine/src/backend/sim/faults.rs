@@ -143,6 +143,10 @@ impl FaultPlan {
     /// # Errors
     /// Names the field that is unknown or out of range.
     pub fn parse(json: &[u8]) -> Result<Self, FaultPlanError> {
+        // An array of the fields' values would do for serde.
+        if json.trim_ascii_start().first() != Some(&b'{') {
+            return Err(FaultPlanError::Json("expected a JSON object".to_owned()));
+        }
         let plan: Self = serde_json::from_slice(json)
             .map_err(|error| FaultPlanError::Json(error.to_string()))?;
         let probability = |field, value| range(field, value, 0.0, 1.0);
