@@ -63,6 +63,11 @@ pub struct Flags {
     #[arg(long, value_name = "N", value_parser = positive(), help_heading = "Compute")]
     pub threads: Option<u32>,
 
+    /// Weights in fewer bits than the model's: `int8` takes half the memory of bf16, and so about half the time of a
+    /// token on the CPU, for answers that are not quite the model's.
+    #[arg(long, value_enum, help_heading = "Compute")]
+    pub quantization: Option<QuantizationName>,
+
     /// Seed of requests that bring none.
     #[arg(long, value_name = "N", default_value_t = 0, help_heading = "Compute")]
     pub seed: u64,
@@ -214,8 +219,8 @@ pub struct Flags {
     #[arg(long, value_name = "TIME", default_value = "30s", value_parser = parse_duration, help_heading = "Server")]
     pub drain_timeout: Duration,
 
-    /// Serve what changes the worker's state: /reset_prefix_cache, /abort_requests, /sleep and the like. Not for an address that strangers can reach. The environment variable
-    /// VLLM_SERVER_DEV_MODE=1 does the same.
+    /// Serve what changes the worker's state: /reset_prefix_cache, /abort_requests and the like. Not for an address
+    /// that strangers can reach. The environment variable VLLM_SERVER_DEV_MODE=1 does the same.
     #[arg(
         long,
         env = "VLLM_SERVER_DEV_MODE",
@@ -285,6 +290,13 @@ pub struct Flags {
     /// What matters in a fleet.
     #[command(flatten)]
     pub fleet: FleetFlags,
+}
+
+/// What `--quantization` says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum QuantizationName {
+    /// 8-bit integers, one scale for each output; activations stay f32.
+    Int8,
 }
 
 /// The values of `--backend`.

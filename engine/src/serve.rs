@@ -97,12 +97,12 @@ pub async fn start(flags: &Flags) -> Result<Server, ServeError> {
     let loaded = clock.lap();
     let encoder = Arc::new(PromptEncoder::load(&flags.model)?);
     let tokenizer = clock.lap();
-    let threads = plan::threads_per_rank(flags);
+    let cpu = plan::cpu(flags);
     let choice = match &simulation {
         Some(simulation) => simulation.backend(&model, encoder.tokenizer()),
         None => plan::backend(flags.backend),
     };
-    let backend = backend::select(choice, &model, threads)?;
+    let backend = backend::select(choice, &model, cpu)?;
     let info = backend.info().clone();
     let packed = clock.lap();
     let config = plan::scheduler(flags, &model, &info, context_tokens);

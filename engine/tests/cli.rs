@@ -164,6 +164,23 @@ fn a_folder_that_is_no_model_is_named_before_anything_listens() {
 }
 
 #[test]
+fn weights_that_nothing_vouches_for_are_refused_where_that_is_asked() {
+    let model = demo_model();
+    let output = run(&[
+        "--model",
+        model.to_str().unwrap(),
+        "--require-verified-weights",
+    ]);
+    assert_eq!(output.status.code(), Some(1));
+    let message = stderr(&output);
+    assert!(
+        message.contains("demo-model: verified weights are required"),
+        "{message}"
+    );
+    assert!(!message.contains("serving"), "{message}");
+}
+
+#[test]
 fn a_context_beyond_the_models_is_refused() {
     let model = demo_model();
     let output = run(&[

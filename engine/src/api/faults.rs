@@ -15,6 +15,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::{Json, Router};
 use futures_util::{StreamExt, stream};
+use tokio::task::yield_now;
 use tokio::time::sleep;
 
 use super::error::ApiError;
@@ -113,6 +114,13 @@ fn broken_later(faults: &Faults, response: Response) -> Response {
             Err(error) => parts.push(Err(io::Error::other(error))),
         }
         stream::iter(parts)
+    });
+    // The connection is dropped at once with whatever is not written, so the server gets a turn to write before.
+    let cut = cut.then(|part| async {
+        if part.is_err() {
+            yield_now().await;
+        }
+        part
     });
     Response::from_parts(parts, Body::from_stream(cut))
 }

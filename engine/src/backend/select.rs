@@ -2,7 +2,7 @@
 
 use tracing::info;
 
-use super::cpu::CpuBackend;
+use super::cpu::{CpuBackend, CpuOptions};
 use super::cuda::probe::{Probed, probe};
 use super::sim::SimBackend;
 use super::{Backend, BackendError};
@@ -19,15 +19,15 @@ pub enum BackendChoice {
     Sim(Box<SimBackend>),
 }
 
-/// Makes the chosen backend for `model`, with `threads` CPU threads (0: as many as the machine has), and logs in one
-/// line what runs and why.
+/// Makes the chosen backend for `model`, with the given options of the CPU backend (a number stands for that many
+/// threads), and logs in one line what runs and why.
 ///
 /// # Errors
 /// When the backend cannot start, or does not compute this model's shape.
 pub fn select(
     choice: BackendChoice,
     model: &Model,
-    threads: usize,
+    cpu: impl Into<CpuOptions>,
 ) -> Result<Box<dyn Backend>, BackendError> {
     let reason = match choice {
         BackendChoice::Sim(backend) => return Ok(selected(backend, "asked for")),
@@ -41,7 +41,7 @@ pub fn select(
             }
         },
     };
-    let backend = CpuBackend::new(model, threads)?;
+    let backend = CpuBackend::new(model, cpu)?;
     Ok(selected(Box::new(backend), &reason))
 }
 

@@ -98,9 +98,11 @@ impl ModelConfig {
 
     /// Width of the widest feed-forward network of any layer.
     pub fn widest_feed_forward(&self) -> usize {
-        let experts = self.experts.as_ref();
-        let of_experts = experts.map_or(0, |experts| experts.intermediate_size);
-        self.intermediate_size.max(of_experts)
+        let of_layer = |layer| {
+            let experts = self.layer_experts(layer);
+            experts.map_or(self.intermediate_size, |experts| experts.intermediate_size)
+        };
+        (0..self.layers).map(of_layer).max().unwrap_or(0)
     }
 
     /// Number of weights.

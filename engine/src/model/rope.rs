@@ -11,6 +11,10 @@
 //! | `yarn` | the same by a ramp over the dimensions, and sines times `0.1 ln(factor) + 1` | Peng et al. 2023 |
 //! | `longrope` | each divided by a factor of its own, out of two lists | Ding et al. 2024 |
 //!
+//! Numbers are rounded to f32 where the reference implementation rounds them. At position 100,000 a frequency that is off
+//! by one unit in the last place has turned a wave by a hundredth of a radian, and no two choices are equally good when
+//! one of them is what the model was trained with.
+//!
 //! LongRoPE has one list of factors for short contexts and one for long ones. Which one holds is decided once, by the
 //! longest context that the worker serves ([`super::ModelConfig::max_model_len`]), as vLLM does, and not by the
 //! length of each sequence, as transformers does: keys that are cached under one list are wrong under the other, so a
@@ -95,17 +99,18 @@ impl Rope {
     /// `max_model_len` tokens.
     pub fn frequencies(&self, max_model_len: usize) -> Vec<f32> {
         let half = self.dim / 2;
-        let plain = |index: usize| self.theta.powf(-(index as f64 / half as f64));
-        let scaled = |index: usize| match &self.scaling {
-            RopeScaling::Default => plain(index),
-            RopeScaling::Linear(factor) => plain(index) / factor,
-            RopeScaling::Llama3(scaling) => scaling.apply(plain(index)),
-            RopeScaling::Yarn(scaling) => scaling.apply(index, plain(index)),
+        let wave = |index: usize| self.theta.powf(index as f64 / half as f64) as f32;
+        let frequency = |index: usize| match &self.scaling {
+            RopeScaling::Default => 1.0 / wave(index),
+            RopeScaling::Linear(factor) => 1.0 / wave(index) / *factor as f32,
+            RopeScaling::Llama3(scaling) => scaling.apply(1.0 / wave(index)),
+            RopeScaling::Yarn(scaling) => scaling.apply(index, wave(index)),
             RopeScaling::LongRope(scaling) => {
-                plain(index) / scaling.factors(max_model_len).get(index).unwrap_or(&1.0)
+                let factor = scaling.factors(max_model_len).get(index);
+                1.0 / (factor.map_or(1.0, |factor| *factor as f32) * wave(index))
             }
         };
-        (0..half).map(|index| scaled(index) as f32).collect()
+        (0..half).map(frequency).collect()
     }
 }
 
@@ -125,26 +130,28 @@ impl Rope {
 }
 
 impl Llama3Scaling {
-    fn apply(&self, frequency: f64) -> f64 {
-        let wave_length = 2.0 * std::f64::consts::PI / frequency;
+    fn apply(&self, frequency: f32) -> f32 {
+        let wave_length = 2.0 * std::f64::consts::PI / f64::from(frequency);
+        let stretched = frequency / self.factor as f32;
         if wave_length < self.original_context / self.high_freq_factor {
             return frequency;
         }
         if wave_length > self.original_context / self.low_freq_factor {
-            return frequency / self.factor;
+            return stretched;
         }
         let smooth = (self.original_context / wave_length - self.low_freq_factor)
             / (self.high_freq_factor - self.low_freq_factor);
-        (1.0 - smooth) * frequency / self.factor + smooth * frequency
+        (1.0 - smooth as f32) * stretched + smooth as f32 * frequency
     }
 }
 
 impl YarnScaling {
-    fn apply(&self, index: usize, frequency: f64) -> f64 {
+    fn apply(&self, index: usize, wave: f32) -> f32 {
         // Where both ends fall on one index, the ramp is a step.
         let width = (self.high - self.low).max(0.001);
-        let stretched = ((index as f64 - self.low) / width).clamp(0.0, 1.0);
-        frequency / self.factor * stretched + frequency * (1.0 - stretched)
+        let kept = 1.0 - ((index as f64 - self.low) / width).clamp(0.0, 1.0) as f32;
+        let stretched = 1.0 / (self.factor as f32 * wave);
+        stretched * (1.0 - kept) + 1.0 / wave * kept
     }
 }
 

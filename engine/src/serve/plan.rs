@@ -3,9 +3,10 @@
 use pointsman_proto::block_hash::DEFAULT_SEED;
 
 use super::ServeError;
+use crate::backend::cpu::{CpuOptions, Quantization};
 use crate::backend::{BackendChoice, BackendInfo};
 use crate::export::kv_events::KvEventsConfig;
-use crate::flags::{BackendName, Flags, SchedulingPolicy};
+use crate::flags::{BackendName, Flags, QuantizationName, SchedulingPolicy};
 use crate::kv::{HashAlgorithm, HashRecipe};
 use crate::model::Model;
 use crate::worker::{Policy, SchedulerConfig};
@@ -21,8 +22,18 @@ pub(super) fn backend(name: BackendName) -> BackendChoice {
     }
 }
 
+/// How the CPU backend computes.
+pub(super) fn cpu(flags: &Flags) -> CpuOptions {
+    CpuOptions {
+        threads: threads_per_rank(flags),
+        quantization: flags.quantization.map(|name| match name {
+            QuantizationName::Int8 => Quantization::Int8,
+        }),
+    }
+}
+
 /// Threads of each rank's backend: an equal part of all, and at least one. 0 stands for as many as there are cores.
-pub(super) fn threads_per_rank(flags: &Flags) -> usize {
+fn threads_per_rank(flags: &Flags) -> usize {
     let ranks = flags.fleet.data_parallel_size.max(1) as usize;
     let threads = match flags.threads {
         Some(threads) => threads as usize,

@@ -12,7 +12,7 @@ const AT_ONCE: [&str; 2] = ["--sim-speedup", "inf"];
 
 fn completion(max_tokens: u32) -> Value {
     json!({
-        "model": "demo", "prompt": "The gateway sends each request to the worker that has its prefix.",
+        "model": "demo", "prompt": "The gateway sends each request to the worker that has its prefix. ".repeat(2),
         "max_tokens": max_tokens, "temperature": 0, "ignore_eos": true
     })
 }

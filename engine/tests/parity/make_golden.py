@@ -165,7 +165,8 @@ def tensors(config: dict) -> list[tuple[str, list[int], float, float]]:
         matrix(f"{name}.up_proj", inner, hidden)
         matrix(f"{name}.down_proj", hidden, inner)
 
-    matrix("model.embed_tokens", VOCAB, hidden, 4.0)
+    # A tied head likes the token that it reads: small embeddings let the layers decide.
+    matrix("model.embed_tokens", VOCAB, hidden, 1.0 if config["tie_word_embeddings"] else 4.0)
     norm("model.norm", hidden)
     if not config["tie_word_embeddings"]:
         matrix("lm_head", VOCAB, hidden, 4.0)

@@ -1,5 +1,6 @@
 //! The rounds: who does what when.
 
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
@@ -10,9 +11,10 @@ use super::load::{Stream, common_rate, prompt, stream};
 use super::model::BenchModel;
 use super::peers::{self, Peer};
 use super::report::{Engine, Report, Round};
-use super::worker::BenchWorker;
+use super::stream_rate::{StreamRate, stream_rate};
+use super::worker::{BENCH_MODEL, BenchWorker};
 use super::{EngineBenchOptions, folder, median, percentile};
-use crate::stack::{Binaries, Progress};
+use crate::stack::{Binaries, Progress, workspace_root};
 
 /// Prompt of each sequence before its decoding is timed.
 const DECODE_CONTEXT: usize = 16;
@@ -26,6 +28,10 @@ const CACHED_ROUNDS: usize = 5;
 /// Chats that run while a long prompt comes in.
 const CHATS: usize = 4;
 const LONG_PROMPT: usize = 16_000;
+/// Streams of the simulated backend, and their tokens.
+const STREAMS: usize = 256;
+const STREAM_TOKENS: u32 = 2_000;
+const STREAM_ROUNDS: usize = 3;
 /// How long the chats are watched without it.
 const CALM: Duration = Duration::from_secs(6);
 
@@ -78,7 +84,42 @@ pub(super) async fn all(options: &EngineBenchOptions, progress: &dyn Progress) -
     report.long_prompt = long_prompt(&bf16).await?;
     bf16.stop().await?;
     progress.ready();
+    progress.begin("streams of the simulated backend");
+    report.sim_tokens = Some(simulated(engine, logs.path()).await?);
+    progress.ready();
     Ok(report)
+}
+
+/// Tokens a second that one worker streams when computing costs nothing: the median of a few rounds.
+async fn simulated(engine: &Path, logs: &Path) -> Result<f64> {
+    let model = workspace_root().join("engine/demo-model");
+    let flags = [
+        format!("--model={}", model.display()),
+        "--backend=sim".to_owned(),
+        "--sim-speedup=1000".to_owned(),
+        format!("--max-num-seqs={STREAMS}"),
+    ];
+    let worker = BenchWorker::start("sim", engine, &flags, logs).await?;
+    let load = StreamRate {
+        address: worker.address,
+        model: BENCH_MODEL.to_owned(),
+        streams: STREAMS,
+        max_tokens: STREAM_TOKENS,
+    };
+    let mut rates = Vec::new();
+    for _ in 0..STREAM_ROUNDS {
+        let load = load.clone();
+        // One thread of its own, so that the client takes no more of the two cores than it must.
+        let round = tokio::task::spawn_blocking(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()?;
+            runtime.block_on(stream_rate(&load))
+        });
+        rates.push(round.await??.rate());
+    }
+    worker.stop().await?;
+    median(&rates).context("no rounds")
 }
 
 fn flags(model: &BenchModel, threads: u32, more: &[&str]) -> Vec<String> {

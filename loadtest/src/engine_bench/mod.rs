@@ -13,6 +13,7 @@ mod measure;
 mod model;
 mod peers;
 mod report;
+mod stream_rate;
 mod worker;
 
 use std::path::PathBuf;

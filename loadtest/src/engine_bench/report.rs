@@ -201,6 +201,11 @@ impl fmt::Display for Report {
             long.gap_with * 1e3,
             long.first_token_beside,
             long.first_token_alone,
+        )?;
+        writeln!(
+            out,
+            "simulated backend: {:.0} streamed tokens/s",
+            self.sim_tokens.unwrap_or_default()
         )
     }
 }

@@ -1,8 +1,7 @@
 //! How many tokens a second a worker streams: many completions at once, and a client that only counts.
 //!
 //! The client shares its cores with the worker, so it does as little as a client can: it speaks HTTP/1.1 by hand over
-//! plain sockets on one thread, and of each answer it checks the status and counts the events. It depends on `std` and
-//! `tokio` alone.
+//! plain sockets on one thread, and of each answer it checks the status and counts the events.
 
 use std::io;
 use std::net::SocketAddr;
@@ -14,33 +13,33 @@ use tokio::task::JoinSet;
 
 /// What is sent.
 #[derive(Debug, Clone)]
-pub struct StreamRate {
+pub(super) struct StreamRate {
     /// The worker.
-    pub address: SocketAddr,
+    pub(super) address: SocketAddr,
     /// The served model's name.
-    pub model: String,
+    pub(super) model: String,
     /// Streams at once.
-    pub streams: usize,
+    pub(super) streams: usize,
     /// Tokens of each stream.
-    pub max_tokens: u32,
+    pub(super) max_tokens: u32,
 }
 
 /// What came back.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Streamed {
+pub(super) struct Streamed {
     /// Events that carried a token.
-    pub tokens: u64,
+    pub(super) tokens: u64,
     /// Bytes of all answers, heads included.
-    pub bytes: u64,
+    pub(super) bytes: u64,
     /// Reads that brought them.
-    pub reads: u64,
+    pub(super) reads: u64,
     /// From the first request to the last event.
-    pub elapsed: Duration,
+    pub(super) elapsed: Duration,
 }
 
 impl Streamed {
     /// Tokens per second over all streams.
-    pub fn rate(&self) -> f64 {
+    pub(super) fn rate(&self) -> f64 {
         self.tokens as f64 / self.elapsed.as_secs_f64()
     }
 }
@@ -49,7 +48,7 @@ impl Streamed {
 ///
 /// # Errors
 /// When a connection fails, an answer is not 200, or a stream ends early or with another number of tokens.
-pub async fn stream_rate(load: &StreamRate) -> io::Result<Streamed> {
+pub(super) async fn stream_rate(load: &StreamRate) -> io::Result<Streamed> {
     let mut sockets = Vec::with_capacity(load.streams);
     for _ in 0..load.streams {
         let socket = TcpStream::connect(load.address).await?;

@@ -11,12 +11,15 @@ use crate::stack::{Process, ProcessSpec, free_port};
 
 /// Packing the weights of the model takes well under a second; on a busy machine a few.
 const START_DEADLINE: Duration = Duration::from_mins(2);
+/// What every worker under measurement calls its model.
+pub(super) const BENCH_MODEL: &str = "bench";
 const CALL_TIMEOUT: Duration = Duration::from_secs(5);
 const STOP_GRACE: Duration = Duration::from_secs(5);
 
 /// A worker that answers.
 #[derive(Debug)]
 pub(super) struct BenchWorker {
+    pub(super) address: SocketAddr,
     pub(super) url: String,
     pub(super) http: HttpClient,
     process: Process,
@@ -34,7 +37,7 @@ impl BenchWorker {
         let mut arguments = vec![
             format!("--host={}", address.ip()),
             format!("--port={}", address.port()),
-            "--served-model-name=bench".to_owned(),
+            format!("--served-model-name={BENCH_MODEL}"),
             "--drain-timeout=1s".to_owned(),
         ];
         arguments.extend_from_slice(flags);
@@ -45,6 +48,7 @@ impl BenchWorker {
             environment: Vec::new(),
         };
         let worker = Self {
+            address,
             url: format!("http://{address}"),
             http: HttpClient::new(),
             process: Process::spawn(&spec, logs)?,

@@ -1,8 +1,8 @@
 //! Causal attention of a step's new tokens over paged context, in one pass (online softmax).
 //!
 //! ```text
-//! for each group of 16 keys, from the start of the context:
-//!     s = q·Kᵀ                             masked behind the query's own position
+//! for each span of up to 64 keys:
+//!     s = q·Kᵀ                             masked behind the query's own position, and before its window
 //!     m' = max(m, max s);  a = exp(m - m')
 //!     l = l·a + Σ exp(s - m');  o = o·a + exp(s - m')·V
 //! out = o / l
@@ -10,44 +10,70 @@
 //!
 //! Queries come scaled by 1 / sqrt(head_dim) already.
 //!
-//! The queries of a few neighbouring tokens and of all heads that share a KV head go together, so each key and value
-//! is loaded once for all of them. Groups start at block boundaries, which are the same for every batch; what other
-//! rows share the tile changes only which products with zero are added, so a row's bits are its own.
+//! A context is split every 256 slots or so, always at the same blocks. Each split is computed by itself (`split`) and
+//! the splits are put together in order (`merge`), whether one thread does all of them for a few dozen rows, as in a
+//! prefill, or several threads share the splits of one long context, as in decode. So the cut changes no bits. The
+//! queries of neighbouring tokens and of all heads that share a KV head go together, so that a split's keys and
+//! values are loaded once for all of them; what other rows share the tile changes only which products with zero are
+//! added, so a row's bits are its own.
 
-use std::ops::Range;
+use std::cell::RefCell;
 
-use super::columns::Columns;
-use super::kernels::{Isa, LANES, Lanes, reduce, tile, weigh};
+use super::Step;
+use super::columns::{Cell, Grid, each_chunk};
+use super::kernels::Isa;
 use super::kv_memory::KvMemory;
-use super::ops::exp;
+use super::merge::Total;
+use super::split::Split;
 use super::team::Team;
-use super::{MAX_HEAD_DIM, Step};
 
 /// Neighbouring tokens whose queries go together.
-const TILE_TOKENS: u32 = 8;
+const TILE_TOKENS: u32 = 32;
 
-/// Accumulator rows of the widest head.
-const MAX_CHUNKS: usize = MAX_HEAD_DIM / LANES;
+/// Slots of a split, when blocks divide it.
+const SPLIT_SLOTS: usize = 256;
+
+/// Tiles of at most this many rows may share the splits of their contexts among threads; it bounds what they keep.
+const SHARED_ROWS: usize = 32;
+
+thread_local! {
+    /// What the splits of a unit have come to so far. It grows to the largest unit and stays.
+    static TOTAL: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
+    /// The queries of a unit, and what a few of its rows work in. It grows to the largest unit and stays.
+    static ROOM: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
+    /// What each split of all units has come to, where threads share them. It grows likewise.
+    static PARTS: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
+}
 
 /// A few neighbouring new tokens of one sequence.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Tile {
-    sequence: u32,
+    pub(super) sequence: u32,
     /// First token in the step.
-    token: u32,
-    count: u32,
+    pub(super) token: u32,
+    pub(super) count: u32,
     /// Position of the first token.
-    position: u32,
+    pub(super) position: u32,
 }
 
-impl Tile {
+/// A step's tokens, cut.
+#[derive(Debug, Default)]
+pub(super) struct Tiles {
+    tiles: Vec<Tile>,
+    /// First token of each.
+    starts: Vec<u32>,
+}
+
+impl Tiles {
     /// Cuts a step's tokens into tiles.
-    pub(super) fn cut(step: &Step, tiles: &mut Vec<Self>) {
-        tiles.clear();
+    pub(super) fn cut(&mut self, step: &Step) {
+        self.tiles.clear();
+        self.starts.clear();
         for (sequence, part) in step.sequences.iter().enumerate() {
             let first = part.context_len - part.tokens.len() as u32;
             for token in part.tokens.clone().step_by(TILE_TOKENS as usize) {
-                tiles.push(Self {
+                self.starts.push(token);
+                self.tiles.push(Tile {
                     sequence: sequence as u32,
                     token,
                     count: TILE_TOKENS.min(part.tokens.end - token),
@@ -55,11 +81,6 @@ impl Tile {
                 });
             }
         }
-    }
-
-    /// Keys that this tile's queries look at.
-    fn cost(&self) -> usize {
-        self.count as usize * (self.position + self.count) as usize
     }
 }
 
@@ -82,193 +103,163 @@ pub(super) struct Attention<'a> {
 
 impl Attention<'_> {
     /// All tiles into `out`, which is `[tokens, heads * head_dim]`.
-    pub(super) fn compute(&self, team: &Team, tiles: &[Tile], out: &mut [f32]) {
-        let keys: usize = tiles.iter().map(Tile::cost).sum();
-        let parts = team.parts(keys * self.heads * self.head_dim * 2);
-        self.split(parts, keys, tiles, out);
+    pub(super) fn compute(&self, team: &Team, tiles: &Tiles, out: &mut [f32]) {
+        let Tiles { tiles, starts } = tiles;
+        let keys = |tile: &Tile| {
+            let splits = self.splits(tile).len();
+            tile.count as usize * (splits * SPLIT_SLOTS).min((tile.position + tile.count) as usize)
+        };
+        let keys: usize = tiles.iter().map(keys).sum();
+        let parallel = team.parts(keys * self.heads * self.head_dim * 2) > 1;
+        let units = tiles.len() * self.kv_heads;
+        let rows = tiles.iter().map(|tile| self.rows(tile)).max().unwrap_or(0);
+        let splits = tiles.iter().map(|tile| self.splits(tile).len());
+        let splits = splits.max().unwrap_or(0);
+        let few = units < 4 * team.threads() && splits > 1 && rows <= SHARED_ROWS;
+        let grid = Grid::with_starts(out, self.heads * self.head_dim, starts);
+        let grid = grid.columns(self.shared() * self.head_dim);
+        if parallel && few {
+            let size = rows * Total::row_size(self.head_dim);
+            PARTS.with_borrow_mut(|parts| {
+                parts.resize(units * splits * size, 0.0);
+                each_chunk(team, parts, size, |index, part| {
+                    let (unit, split) = (index / splits, index % splits);
+                    let tile = &tiles[unit / self.kv_heads];
+                    let mut total = Total::begin(part, self.rows(tile), self.head_dim);
+                    if let Some(split) = self.splits(tile).nth(split) {
+                        self.split(tile, unit % self.kv_heads, (split, true), &mut total);
+                    }
+                });
+                grid.each(None, |cell| {
+                    self.put_together(parts, splits * size, size, tiles, cell);
+                });
+            });
+        } else {
+            grid.each(parallel.then_some(team), |cell| self.cell(tiles, cell));
+        }
     }
 
-    /// Cuts the tiles where half of the work is on either side.
-    fn split(&self, parts: usize, keys: usize, tiles: &[Tile], out: &mut [f32]) {
-        let Some(first) = tiles.first() else { return };
-        if parts <= 1 || tiles.len() <= 1 {
-            for tile in tiles {
-                let from = (tile.token - first.token) as usize * self.width();
-                self.tile(
-                    tile,
-                    &mut out[from..from + tile.count as usize * self.width()],
-                );
-            }
+    /// The tile and the KV head of a cell of the output.
+    fn unit(&self, tiles: &[Tile], cell: &Cell<'_>) -> Option<(usize, usize)> {
+        let tile = tiles.binary_search_by_key(&(cell.first_row() as u32), |tile| tile.token);
+        let kv_head = cell.first_column() / (self.shared() * self.head_dim);
+        Some((tile.ok()?, kv_head))
+    }
+
+    /// One tile and KV head, from the first split to the last.
+    fn cell(&self, tiles: &[Tile], cell: &mut Cell<'_>) {
+        let Some((index, kv_head)) = self.unit(tiles, cell) else {
             return;
-        }
-        let goal = keys * (parts / 2) / parts;
-        let mut left_keys = 0;
-        let mut middle = 0;
-        while middle < tiles.len() - 1 && (middle == 0 || left_keys < goal) {
-            left_keys += tiles[middle].cost();
-            middle += 1;
-        }
-        let (left, right) = tiles.split_at(middle);
-        let tokens = right
-            .first()
-            .map_or(0, |tile| (tile.token - first.token) as usize);
-        let (left_out, right_out) = out.split_at_mut(tokens * self.width());
-        rayon::join(
-            || self.split(parts / 2, left_keys, left, left_out),
-            || self.split(parts - parts / 2, keys - left_keys, right, right_out),
-        );
-    }
-
-    fn width(&self) -> usize {
-        self.heads * self.head_dim
-    }
-
-    /// The tile's tokens times the heads that share a KV head are its rows, token by token.
-    fn tile(&self, tile: &Tile, out: &mut [f32]) {
-        let shared = self.heads / self.kv_heads;
-        let rows = tile.count as usize * shared;
-        let mut out = Columns::new(out, self.width());
-        for kv_head in 0..self.kv_heads {
-            let mut row = 0;
-            while row < rows {
-                row += match rows - row {
-                    1 => self.rows::<1>(tile, kv_head, row, &mut out),
-                    2 | 3 => self.rows::<2>(tile, kv_head, row, &mut out),
-                    _ => self.rows::<4>(tile, kv_head, row, &mut out),
-                };
+        };
+        let tile = &tiles[index];
+        TOTAL.with_borrow_mut(|total| {
+            let rows = self.rows(tile);
+            total.resize(rows * Total::row_size(self.head_dim), 0.0);
+            let mut total = Total::begin(total, rows, self.head_dim);
+            for (index, split) in self.splits(tile).enumerate() {
+                self.split(tile, kv_head, (split, index == 0), &mut total);
             }
-        }
+            self.write(&total, cell);
+        });
     }
 
-    /// R rows from `first` on; returns R.
-    fn rows<const R: usize>(
+    /// One tile and KV head whose splits have been computed.
+    fn put_together(
+        &self,
+        parts: &[f32],
+        unit_size: usize,
+        size: usize,
+        tiles: &[Tile],
+        cell: &mut Cell<'_>,
+    ) {
+        let Some((index, kv_head)) = self.unit(tiles, cell) else {
+            return;
+        };
+        let rows = self.rows(&tiles[index]);
+        let unit = index * self.kv_heads + kv_head;
+        let splits = parts[unit * unit_size..(unit + 1) * unit_size].chunks_exact(size);
+        TOTAL.with_borrow_mut(|total| {
+            total.resize(rows * Total::row_size(self.head_dim), 0.0);
+            let mut total = Total::begin(total, rows, self.head_dim);
+            for part in splits.take(self.splits(&tiles[index]).len()) {
+                total.add(part);
+            }
+            self.write(&total, cell);
+        });
+    }
+
+    /// All rows of a tile over one split, a few at a time.
+    /// The first split that a thread computes of a tile lays the queries out.
+    fn split(
         &self,
         tile: &Tile,
         kv_head: usize,
-        first: usize,
-        out: &mut Columns<'_>,
-    ) -> usize {
-        let shared = self.heads / self.kv_heads;
-        let token = |r: usize| (first + r) / shared;
-        let column = |r: usize| (kv_head * shared + (first + r) % shared) * self.head_dim;
-        let queries: [&[f32]; R] = std::array::from_fn(|r| {
-            let row = (tile.token as usize + token(r)) * self.query_stride;
-            &self.queries[row + column(r)..][..self.head_dim]
+        (split, first): (usize, bool),
+        total: &mut Total<'_>,
+    ) {
+        let split = Split {
+            attention: self,
+            tile,
+            kv_head,
+            first_block: split * self.split_blocks(),
+            blocks: self.split_blocks(),
+            rows: self.rows(tile),
+            first,
+        };
+        let rows = self.rows(tile);
+        ROOM.with_borrow_mut(|room| {
+            let mut row = 0;
+            while row < rows {
+                row += match (rows - row, self.isa.is_wide()) {
+                    (12.., true) => split.rows::<12>(row, room, total),
+                    (8.., true) => split.rows::<8>(row, room, total),
+                    (6.., _) => split.rows::<6>(row, room, total),
+                    (4.., _) => split.rows::<4>(row, room, total),
+                    (3, _) => split.rows::<3>(row, room, total),
+                    (2, _) => split.rows::<2>(row, room, total),
+                    _ => split.rows::<1>(row, room, total),
+                };
+            }
         });
-        // A query sees itself and everything before it.
-        let seen: [usize; R] = std::array::from_fn(|r| tile.position as usize + token(r) + 1);
-        // Or, with a window, what is not too long before it.
-        let hidden = seen.map(|seen| self.window.map_or(0, |window| seen.saturating_sub(window)));
-        let mut state = OnlineSoftmax::<R>::new();
-        let visible = (hidden, seen);
-        self.pass_over_context(tile.sequence, kv_head, queries, visible, &mut state);
-        for r in 0..R {
-            let out = &mut out.row(token(r))[column(r)..][..self.head_dim];
-            state.write(r, out);
-        }
-        R
     }
 
-    fn pass_over_context<const R: usize>(
-        &self,
-        sequence: u32,
-        kv_head: usize,
-        queries: [&[f32]; R],
-        (hidden, seen): ([usize; R], [usize; R]),
-        state: &mut OnlineSoftmax<R>,
-    ) {
-        let block_size = self.kv.block_size;
-        let table = &self.step.sequences[sequence as usize].block_table;
-        let table = &self.step.block_tables[table.start as usize..table.end as usize];
-        let chunks = self.head_dim.div_ceil(LANES);
-        let longest = seen.iter().copied().max().unwrap_or(0);
-        let first = hidden.iter().copied().min().unwrap_or(0);
-        for (index, &block) in table.iter().enumerate().skip(first / block_size) {
-            for group in 0..block_size.div_ceil(LANES) {
-                let position = index * block_size + group * LANES;
-                if position >= longest {
-                    return;
-                }
-                if position + LANES <= first {
-                    continue;
-                }
-                let in_block = block_size - group * LANES;
-                let keys = in_block.min(LANES).min(longest - position);
-                let mut scores = [[[0.0; LANES]]; R];
-                let panel = self.kv.key_panel(self.layer, block, kv_head, group);
-                tile(self.isa, queries, [panel], &mut scores);
-                for (r, [scores]) in scores.iter_mut().enumerate() {
-                    let valid = hidden[r].saturating_sub(position).min(keys)
-                        ..seen[r].saturating_sub(position).min(keys);
-                    state.take_scores(self.isa, r, scores, valid, chunks);
-                }
-                let weights = scores.each_ref().map(|[scores]| &scores[..keys]);
-                for chunk in 0..chunks {
-                    let panel = self.kv.value_panel(self.layer, block, kv_head, chunk);
-                    let panel = &panel[group * LANES..][..keys];
-                    tile(self.isa, weights, [panel], &mut state.sums[chunk]);
-                }
+    /// Row by row, token by token.
+    fn write(&self, total: &Total<'_>, cell: &mut Cell<'_>) {
+        for token in 0..cell.rows() {
+            let heads = cell.row(token).chunks_exact_mut(self.head_dim);
+            for (head, out) in heads.enumerate() {
+                total.write(token * self.shared() + head, out);
             }
         }
     }
-}
 
-/// Running maximum, normaliser and weighted sum of R rows.
-struct OnlineSoftmax<const R: usize> {
-    max: [f32; R],
-    norm: [f32; R],
-    sums: [[[Lanes; 1]; R]; MAX_CHUNKS],
-}
-
-impl<const R: usize> OnlineSoftmax<R> {
-    fn new() -> Self {
-        Self {
-            max: [f32::NEG_INFINITY; R],
-            norm: [0.0; R],
-            sums: [[[[0.0; LANES]]; R]; MAX_CHUNKS],
-        }
+    /// The splits that any of a tile's queries sees.
+    fn splits(&self, tile: &Tile) -> std::ops::Range<usize> {
+        let slots = self.split_blocks() * self.kv.block_size;
+        let end = (tile.position + tile.count) as usize;
+        self.hidden(tile.position as usize + 1) / slots..end.div_ceil(slots)
     }
 
-    /// Turns the `valid` scores of row `r` into weights relative to the maximum so far, and the rest into zeros.
-    fn take_scores(
-        &mut self,
-        isa: Isa,
-        r: usize,
-        scores: &mut Lanes,
-        valid: Range<usize>,
-        chunks: usize,
-    ) {
-        if valid.is_empty() {
-            *scores = [0.0; LANES];
-            return;
-        }
-        // Whatever lies in slots that are not valid, it cannot be the maximum, and its weight is zero.
-        scores[..valid.start].fill(f32::NEG_INFINITY);
-        scores[valid.end..].fill(f32::NEG_INFINITY);
-        let max = reduce(scores, |a, b| if a > b { a } else { b });
-        let max = if max > self.max[r] { max } else { self.max[r] };
-        let sum = weigh(isa, scores, max);
-        scores[..valid.start].fill(0.0);
-        scores[valid.end..].fill(0.0);
-        if max > self.max[r] {
-            let decay = exp(self.max[r] - max);
-            self.norm[r] *= decay;
-            for chunk in &mut self.sums[..chunks] {
-                for sum in &mut chunk[r][0] {
-                    *sum *= decay;
-                }
-            }
-            self.max[r] = max;
-        }
-        self.norm[r] += sum;
+    /// How many of the first `seen` tokens, of which the last one asks, are too long ago for it.
+    pub(super) fn hidden(&self, seen: usize) -> usize {
+        self.window.map_or(0, |window| seen.saturating_sub(window))
     }
 
-    fn write(&self, r: usize, out: &mut [f32]) {
-        let inverse = 1.0 / self.norm[r];
-        for (out, chunk) in out.chunks_mut(LANES).zip(&self.sums) {
-            for (out, sum) in out.iter_mut().zip(chunk[r][0]) {
-                *out = sum * inverse;
-            }
-        }
+    /// Blocks of a split.
+    fn split_blocks(&self) -> usize {
+        (SPLIT_SLOTS / self.kv.block_size).max(1)
+    }
+
+    /// A tile's tokens times the heads that share a KV head, token by token.
+    fn rows(&self, tile: &Tile) -> usize {
+        tile.count as usize * self.shared()
+    }
+
+    /// Heads that share a KV head.
+    pub(super) fn shared(&self) -> usize {
+        self.heads / self.kv_heads
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -3,20 +3,20 @@
 //! The residual stream of all the step's tokens is one `[tokens, hidden_size]` buffer. After the last layer only the
 //! rows that somebody asks for go on to [`logits`](super::logits).
 
-use super::attention::{Attention, Tile};
-use super::experts::Routes;
+use super::attention::{Attention, Tiles};
+use super::feed_forward::FeedForward;
 use super::kernels::Isa;
 use super::kv_memory::KvMemory;
 use super::logits::Logits;
-use super::matrix::{Matrix, Store};
-use super::ops::{rms_norm, rms_norm_in_place, rotate, silu_multiply};
+use super::matrix::Store;
+use super::ops::{rms_norm, rms_norm_in_place, rotate};
 use super::team::Team;
-use super::weights::{CpuFeedForward, CpuLayer, CpuMlp, CpuWeights};
+use super::weights::{CpuLayer, CpuWeights};
 use super::{Step, StepOutput};
 use crate::model::ModelConfig;
 
 /// Multiply-adds that an element of a cheap operation counts as, in the decision to use more threads.
-const ELEMENT_WORK: usize = 8;
+pub(super) const ELEMENT_WORK: usize = 8;
 
 /// The model's shape and the scratch memory of its steps.
 #[derive(Debug)]
@@ -30,7 +30,7 @@ pub(super) struct Forward {
 /// Buffers over the step's tokens; they grow to the largest step and stay.
 #[derive(Debug, Default)]
 struct Scratch {
-    tiles: Vec<Tile>,
+    tiles: Tiles,
     cosines: Vec<f32>,
     sines: Vec<f32>,
     /// `[tokens, hidden_size]`, the residual stream.
@@ -41,29 +41,7 @@ struct Scratch {
     qkv: Vec<f32>,
     /// `[tokens, heads * head_dim]`.
     attended: Vec<f32>,
-    mlp: MlpScratch,
-    experts: ExpertScratch,
-}
-
-/// Buffers of the gated networks, as wide as the widest.
-#[derive(Debug, Default)]
-struct MlpScratch {
-    /// `[tokens, 2 * inner]`.
-    gate_up: Vec<f32>,
-    /// `[tokens, inner]`.
-    activated: Vec<f32>,
-}
-
-/// Buffers of mixtures of experts; empty in models without.
-#[derive(Debug, Default)]
-struct ExpertScratch {
-    /// `[tokens, experts]`.
-    logits: Vec<f32>,
-    routes: Routes,
-    /// `[tokens, hidden_size]`: what goes into one expert.
-    inputs: Vec<f32>,
-    /// `[tokens, hidden_size]`: what comes out of it.
-    outputs: Vec<f32>,
+    feed_forward: FeedForward,
 }
 
 /// What every part of a step needs.
@@ -120,15 +98,8 @@ impl Scratch {
         resize(&mut self.normed, tokens * config.hidden_size);
         resize(&mut self.qkv, tokens * qkv_width(config));
         resize(&mut self.attended, tokens * config.heads * config.head_dim);
-        let inner = config.widest_feed_forward();
-        resize(&mut self.mlp.gate_up, tokens * 2 * inner);
-        resize(&mut self.mlp.activated, tokens * inner);
-        if let Some(experts) = &config.experts {
-            resize(&mut self.experts.logits, tokens * experts.count);
-            resize(&mut self.experts.inputs, tokens * config.hidden_size);
-            resize(&mut self.experts.outputs, tokens * config.hidden_size);
-        }
-        Tile::cut(context.step, &mut self.tiles);
+        self.feed_forward.prepare(config, tokens);
+        self.tiles.cut(context.step);
         let rows = self.hidden.chunks_exact_mut(config.hidden_size);
         for (row, token) in rows.zip(&context.step.tokens) {
             weights.embed(*token, row);
@@ -168,7 +139,7 @@ impl Scratch {
         let half = config.rope.dim / 2;
         let (cosines, sines) = (&self.cosines, &self.sines);
         let parts = team.parts(self.qkv.len() * ELEMENT_WORK);
-        Team::split_rows(parts, qkv_width(config), &mut self.qkv, &|first, rows| {
+        team.split_rows(parts, qkv_width(config), &mut self.qkv, &|first, rows| {
             for (row, qkv) in rows.chunks_exact_mut(qkv_width(config)).enumerate() {
                 let angle = (first + row) * half..(first + row + 1) * half;
                 finish_qkv(config, layer, &cosines[angle.clone()], &sines[angle], qkv);
@@ -212,74 +183,8 @@ impl Scratch {
             &layer.post_norm,
             &mut self.normed,
         );
-        match &layer.feed_forward {
-            CpuFeedForward::Dense(mlp) => {
-                let (x, y) = (&self.normed, &mut self.hidden);
-                self.mlp.compute(context, mlp, x, y, Store::Add);
-            }
-            CpuFeedForward::Experts { router, experts } => {
-                self.mixture(context, router, experts);
-            }
-        }
-    }
-
-    /// `hidden += Σ weight·expert(normed)`, where `normed` holds what all experts read.
-    fn mixture(&mut self, context: &Context<'_>, router: &Matrix, experts: &[CpuMlp]) {
-        let Context {
-            team, isa, config, ..
-        } = *context;
-        let Some(of_model) = &config.experts else {
-            return;
-        };
-        let width = config.hidden_size;
-        let scratch = &mut self.experts;
-        let logits = &mut scratch.logits;
-        router.multiply(team, isa, &self.normed, logits, Store::Replace);
-        scratch.routes.choose(logits, of_model);
-        for routes in scratch.routes.by_expert() {
-            let inputs = &mut scratch.inputs[..routes.len() * width];
-            for (route, input) in routes.iter().zip(inputs.chunks_exact_mut(width)) {
-                input.copy_from_slice(row(&self.normed, route.token, width));
-            }
-            let outputs = &mut scratch.outputs[..routes.len() * width];
-            let expert = &experts[routes[0].expert as usize];
-            self.mlp
-                .compute(context, expert, inputs, outputs, Store::Replace);
-            for (route, output) in routes.iter().zip(outputs.chunks_exact(width)) {
-                let start = route.token as usize * width;
-                let hidden = &mut self.hidden[start..start + width];
-                for (hidden, output) in hidden.iter_mut().zip(output) {
-                    *hidden += route.weight * output;
-                }
-            }
-        }
-    }
-}
-
-impl MlpScratch {
-    /// `y = (silu(x·Wgate) * x·Wup)·Wdown`, or `y += …`.
-    fn compute(
-        &mut self,
-        context: &Context<'_>,
-        mlp: &CpuMlp,
-        x: &[f32],
-        y: &mut [f32],
-        store: Store,
-    ) {
-        let Context {
-            team, isa, config, ..
-        } = *context;
-        let rows = x.len() / config.hidden_size;
-        let width = mlp.gate_up.outputs() / 2;
-        let gate_up = &mut self.gate_up[..rows * 2 * width];
-        let activated = &mut self.activated[..rows * width];
-        mlp.gate_up.multiply(team, isa, x, gate_up, Store::Replace);
-        let gate_up = &*gate_up;
-        let parts = team.parts(activated.len() * ELEMENT_WORK);
-        Team::split_rows(parts, width, activated, &|first, rows| {
-            silu_multiply(&gate_up[first * 2 * width..][..2 * rows.len()], width, rows);
-        });
-        mlp.down.multiply(team, isa, activated, y, store);
+        self.feed_forward
+            .compute(context, &layer.feed_forward, &self.normed, &mut self.hidden);
     }
 }
 
@@ -312,13 +217,9 @@ fn finish_qkv(
     }
 }
 
-fn row(rows: &[f32], index: u32, width: usize) -> &[f32] {
-    &rows[index as usize * width..][..width]
-}
-
 fn norm_rows(team: &Team, config: &ModelConfig, x: &[f32], weight: &[f32], out: &mut [f32]) {
     let parts = team.parts(x.len() * ELEMENT_WORK);
-    Team::split_rows(parts, weight.len(), out, &|first, rows| {
+    team.split_rows(parts, weight.len(), out, &|first, rows| {
         let x = &x[first * weight.len()..][..rows.len()];
         rms_norm(x, weight, config.rms_norm_eps, rows);
     });
@@ -329,6 +230,6 @@ fn qkv_width(config: &ModelConfig) -> usize {
 }
 
 /// Exactly `length` elements, whose values are about to be overwritten. Capacity never shrinks.
-fn resize(buffer: &mut Vec<f32>, length: usize) {
+pub(super) fn resize(buffer: &mut Vec<f32>, length: usize) {
     buffer.resize(length, 0.0);
 }

@@ -12,6 +12,7 @@ use std::ops::Range;
 
 use super::super::{BackendError, BlockCopy, BlockPlace, KvLayout};
 use super::kernels::{LANES, Lanes};
+use super::pages::Pages;
 use crate::model::ModelConfig;
 
 /// The sizes that do not depend on the pool.
@@ -28,12 +29,12 @@ pub(super) struct KvMemory {
     geometry: KvGeometry,
     pub(super) block_size: usize,
     blocks: usize,
-    keys: Vec<Lanes>,
-    values: Vec<Lanes>,
+    keys: Pages<Lanes>,
+    values: Pages<Lanes>,
     /// The second tier, laid out like the first.
     host_blocks: usize,
-    host_keys: Vec<Lanes>,
-    host_values: Vec<Lanes>,
+    host_keys: Pages<Lanes>,
+    host_values: Pages<Lanes>,
 }
 
 impl KvGeometry {
@@ -42,6 +43,16 @@ impl KvGeometry {
             layers: config.layers,
             kv_heads: config.kv_heads,
             head_dim: config.head_dim,
+        }
+    }
+
+    /// Of so many heads in so many layers.
+    #[cfg(test)]
+    pub(super) fn of(layers: usize, kv_heads: usize, head_dim: usize) -> Self {
+        Self {
+            layers,
+            kv_heads,
+            head_dim,
         }
     }
 
@@ -69,11 +80,11 @@ impl KvMemory {
             geometry,
             block_size: 1,
             blocks: 0,
-            keys: Vec::new(),
-            values: Vec::new(),
+            keys: Pages::empty(),
+            values: Pages::empty(),
             host_blocks: 0,
-            host_keys: Vec::new(),
-            host_values: Vec::new(),
+            host_keys: Pages::empty(),
+            host_values: Pages::empty(),
         }
     }
 
@@ -90,20 +101,14 @@ impl KvMemory {
             blocks: layout.blocks.saturating_add(layout.host_blocks),
             reason,
         };
-        if bytes > isize::MAX as usize {
-            return Err(refuse("more than this machine can address".to_owned()));
-        }
-        // Asks the allocator first, because making a vector that does not fit ends the process.
-        let mut trial: Vec<u8> = Vec::new();
-        trial
-            .try_reserve_exact(bytes)
-            .map_err(|error| refuse(error.to_string()))?;
-        drop(trial);
-        self.keys = vec![[0.0; LANES]; heads * blocks * geometry.key_rows(block_size)];
-        self.values = vec![[0.0; LANES]; heads * blocks * geometry.value_rows(block_size)];
-        self.host_keys = vec![[0.0; LANES]; heads * host_blocks * geometry.key_rows(block_size)];
-        self.host_values =
-            vec![[0.0; LANES]; heads * host_blocks * geometry.value_rows(block_size)];
+        let zeroed = |blocks: usize, rows: usize| {
+            Pages::zeroed(heads.saturating_mul(blocks).saturating_mul(rows))
+                .map_err(|error| refuse(error.to_string()))
+        };
+        self.keys = zeroed(blocks, geometry.key_rows(block_size))?;
+        self.values = zeroed(blocks, geometry.value_rows(block_size))?;
+        self.host_keys = zeroed(host_blocks, geometry.key_rows(block_size))?;
+        self.host_values = zeroed(host_blocks, geometry.value_rows(block_size))?;
         self.block_size = block_size;
         self.blocks = blocks;
         self.host_blocks = host_blocks;
@@ -112,11 +117,11 @@ impl KvMemory {
 
     /// Gives all memory back to the operating system.
     pub(super) fn release(&mut self) {
-        self.keys = Vec::new();
-        self.values = Vec::new();
+        self.keys = Pages::empty();
+        self.values = Pages::empty();
         self.blocks = 0;
-        self.host_keys = Vec::new();
-        self.host_values = Vec::new();
+        self.host_keys = Pages::empty();
+        self.host_values = Pages::empty();
         self.host_blocks = 0;
     }
 

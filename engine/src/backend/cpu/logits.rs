@@ -8,6 +8,7 @@
 //! A row is decided by one thread; the rows of a large vocabulary are dealt out to several, each with a sampler of its
 //! own.
 
+use super::columns::each_chunk;
 use super::forward::Context;
 use super::matrix::Store;
 use super::ops::rms_norm;
@@ -123,13 +124,28 @@ impl Logits {
         if self.samplers.len() < parts {
             self.samplers.resize_with(parts, Sampler::default);
         }
-        let share = Share {
+        let mut rest = Share {
             wanted,
             logits: &mut self.rows[..count * vocab_size],
             decided: &mut self.decided[..count],
-            samplers: &mut self.samplers[..parts],
         };
-        share.decide(context.step);
+        let mut shares: [Option<(Share<'_>, &mut Sampler)>; LOGIT_ROWS] =
+            [const { None }; LOGIT_ROWS];
+        for (part, (slot, sampler)) in shares
+            .iter_mut()
+            .zip(&mut self.samplers[..parts])
+            .enumerate()
+        {
+            let rows = count * (part + 1) / parts - count * part / parts;
+            let (share, others) = rest.split_at(rows, vocab_size);
+            *slot = Some((share, sampler));
+            rest = others;
+        }
+        each_chunk(context.team, &mut shares[..parts], 1, |_, share| {
+            if let Some((share, sampler)) = share.first_mut().and_then(Option::take) {
+                share.decide(context.step, sampler);
+            }
+        });
         for decided in &mut self.decided[..count] {
             match std::mem::take(decided) {
                 Decided::Token(sampled) => out.sampled.push(sampled),
@@ -139,48 +155,36 @@ impl Logits {
     }
 }
 
-/// Rows and the samplers that share them.
+/// Rows that one sampler decides.
 struct Share<'a> {
     wanted: &'a [Option<Wanted<'a>>],
     logits: &'a mut [f32],
     decided: &'a mut [Decided],
-    samplers: &'a mut [Sampler],
 }
 
 impl Share<'_> {
-    fn decide(self, step: &Step) {
+    /// Cuts off the first `rows` rows, of `width` logits each.
+    fn split_at(self, rows: usize, width: usize) -> (Self, Self) {
+        let wanted = self.wanted.split_at(rows);
+        let logits = self.logits.split_at_mut(rows * width);
+        let decided = self.decided.split_at_mut(rows);
+        let share = |wanted, logits, decided| Share {
+            wanted,
+            logits,
+            decided,
+        };
+        (
+            share(wanted.0, logits.0, decided.0),
+            share(wanted.1, logits.1, decided.1),
+        )
+    }
+
+    fn decide(self, step: &Step, sampler: &mut Sampler) {
         let rows = self.wanted.len();
         if rows == 0 {
             return;
         }
         let width = self.logits.len() / rows;
-        let parts = self.samplers.len();
-        if parts > 1 && rows > 1 {
-            let (part, row) = (parts / 2, rows * (parts / 2) / parts);
-            let wanted = self.wanted.split_at(row);
-            let logits = self.logits.split_at_mut(row * width);
-            let decided = self.decided.split_at_mut(row);
-            let samplers = self.samplers.split_at_mut(part);
-            let (left, right) = (
-                Share {
-                    wanted: wanted.0,
-                    logits: logits.0,
-                    decided: decided.0,
-                    samplers: samplers.0,
-                },
-                Share {
-                    wanted: wanted.1,
-                    logits: logits.1,
-                    decided: decided.1,
-                    samplers: samplers.1,
-                },
-            );
-            rayon::join(|| left.decide(step), || right.decide(step));
-            return;
-        }
-        let Some(sampler) = self.samplers.first_mut() else {
-            return;
-        };
         let rows = self.wanted.iter().flatten();
         let rows = rows.zip(self.logits.chunks_exact_mut(width));
         for ((wanted, logits), decided) in rows.zip(self.decided) {

@@ -2,13 +2,13 @@
 //!
 //! ```text
 //! model tensors ─▶ matrix (packed panels)                 once, at start
-//! step ─▶ forward ─┬▶ matrix::multiply ─┐
-//!                  ├▶ attention ────────┴▶ kernels::tile  the one hot loop
+//! step ─▶ forward ─┬▶ matrix::multiply ──┐
+//!                  ├▶ attention ▶ split ─┴▶ kernels::tile  the one hot loop
 //!                  └▶ ops (norm, rope, silu), kv_memory
 //! ```
 //!
 //! Every output element is summed up in an order that depends on nothing but its own row: sequentially along the inner
-//! dimension for products, and over groups of 16 keys from the start of the context for attention. So a request gets
+//! dimension for products, and over splits of the context from its start for attention. So a request gets
 //! the same bits alone, in any batch, in any chunking, and after a prefix hit; tests compare for equality.
 //!
 //! Scratch memory grows to the largest step seen and is kept: a step allocates nothing after warm-up.
@@ -16,12 +16,17 @@
 mod attention;
 mod columns;
 mod experts;
+mod feed_forward;
 mod forward;
 mod kernels;
 mod kv_memory;
 mod logits;
 mod matrix;
+mod merge;
 mod ops;
+mod packing;
+mod pages;
+mod split;
 mod team;
 #[cfg(test)]
 mod tests;
@@ -45,6 +50,31 @@ pub const MAX_HEAD_DIM: usize = 256;
 /// Threads at most.
 const MAX_THREADS: usize = 1024;
 
+/// How the backend computes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct CpuOptions {
+    /// Threads; 0 for as many as the machine has.
+    pub threads: usize,
+    /// What weights become; none for as they are.
+    pub quantization: Option<Quantization>,
+}
+
+/// Smaller weights than the model's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Quantization {
+    /// 8-bit integers with one scale for each output.
+    Int8,
+}
+
+impl From<usize> for CpuOptions {
+    fn from(threads: usize) -> Self {
+        Self {
+            threads,
+            quantization: None,
+        }
+    }
+}
+
 /// Computes models of all families on the CPU.
 #[derive(Debug)]
 pub struct CpuBackend {
@@ -62,11 +92,15 @@ pub struct CpuBackend {
 }
 
 impl CpuBackend {
-    /// Packs the weights of `model` for `threads` threads (0: as many as the machine has).
+    /// Packs the weights of `model`. A number stands for options with that many threads.
     ///
     /// # Errors
-    /// When the model's heads are too wide, or threads cannot be started.
-    pub fn new(model: &Model, threads: usize) -> Result<Self, BackendError> {
+    /// When the model's heads are too wide, threads cannot be started, or the weights do not fit.
+    pub fn new(model: &Model, options: impl Into<CpuOptions>) -> Result<Self, BackendError> {
+        let CpuOptions {
+            threads,
+            quantization,
+        } = options.into();
         let wrong = |reason: String| BackendError::Model {
             backend: "cpu",
             reason,
@@ -77,11 +111,12 @@ impl CpuBackend {
             return Err(wrong(reason));
         }
         let isa = Isa::detect();
-        let weights = CpuWeights::load(model).map_err(|error| wrong(error.to_string()))?;
         let threads = match threads {
             0 => std::thread::available_parallelism().map_or(1, usize::from),
             threads => threads.min(MAX_THREADS),
         };
+        let team = team(threads)?;
+        let weights = CpuWeights::load(&team, model, quantization)?;
         let geometry = KvGeometry::new(config);
         Ok(Self {
             info: BackendInfo {
@@ -94,7 +129,7 @@ impl CpuBackend {
                 kv_bytes_per_token: geometry.bytes_per_block(LANES) / LANES,
                 kv_memory_bytes: None,
             },
-            team: team(threads)?,
+            team,
             threads,
             isa,
             weights: Arc::new(weights),
@@ -149,7 +184,7 @@ impl Backend for CpuBackend {
         for copy in &step.copies {
             kv.copy(copy);
         }
-        team.run(|| forward.compute(team, *isa, weights, kv, step, out));
+        forward.compute(team, *isa, weights, kv, step, out);
         Ok(())
     }
 

@@ -1,7 +1,11 @@
 //! The model's weights as the CPU wants them: packed, and fused where products share their input.
 
+use super::Quantization;
 use super::matrix::Matrix;
-use crate::model::{ElementType, FeedForward, Layer, Mlp, Model, ModelError, Tensor, Tensors};
+use super::packing::Storage;
+use super::team::Team;
+use crate::backend::BackendError;
+use crate::model::{ElementType, FeedForward, Layer, Mlp, Model, Tensor, Tensors};
 
 /// Models of at most this many weights are widened to f32 at load. They stay in the caches, where widening on the
 /// fly costs more than the bytes it saves; larger ones are read from memory, where the bytes are what counts.
@@ -10,7 +14,7 @@ const WIDEN_UP_TO: usize = 4 << 20;
 /// All weights.
 #[derive(Debug)]
 pub(super) struct CpuWeights {
-    narrow: bool,
+    storage: Storage,
     /// `[vocab_size, hidden_size]`; none when the head serves.
     embedding: Option<Matrix>,
     pub(super) layers: Vec<CpuLayer>,
@@ -53,40 +57,57 @@ pub(super) struct CpuMlp {
 }
 
 impl CpuWeights {
-    pub(super) fn load(model: &Model) -> Result<Self, ModelError> {
+    /// Packs the weights of `model`, as int8 when that is asked for.
+    pub(super) fn load(
+        team: &Team,
+        model: &Model,
+        quantization: Option<Quantization>,
+    ) -> Result<Self, BackendError> {
         let large = model.config.parameters() > WIDEN_UP_TO;
-        let narrow = large && only_bf16(&model.tensors()?);
-        Self::load_as(model, narrow)
+        let storage = match quantization {
+            Some(Quantization::Int8) => Storage::Int8,
+            None if large && only_bf16(&model.tensors().map_err(wrong)?) => Storage::Bf16,
+            None => Storage::F32,
+        };
+        Self::load_as(team, model, storage)
     }
 
-    /// Packs the weights as bf16 when `narrow`, else as f32.
-    pub(super) fn load_as(model: &Model, narrow: bool) -> Result<Self, ModelError> {
-        let tensors = model.tensors()?;
-        let pack = |tensors: &[Tensor<'_>]| Matrix::pack(tensors, narrow);
-        let layers = tensors.layers.iter().map(|layer| CpuLayer {
-            input_norm: layer.input_norm.to_vec(),
-            qkv: pack(&layer.qkv),
-            qkv_bias: layer.qkv_bias.iter().flat_map(Tensor::to_vec).collect(),
-            qk_norms: layer
-                .qk_norms
-                .as_ref()
-                .map(|norms| norms.each_ref().map(Tensor::to_vec)),
-            o: pack(&[layer.o]),
-            post_norm: layer.post_norm.to_vec(),
-            feed_forward: CpuFeedForward::load(&layer.feed_forward, &pack),
+    /// Packs the weights as they are to be stored.
+    pub(super) fn load_as(
+        team: &Team,
+        model: &Model,
+        storage: Storage,
+    ) -> Result<Self, BackendError> {
+        let tensors = model.tensors().map_err(wrong)?;
+        let packer = Packer { team, storage };
+        let layers = tensors.layers.iter().map(|layer| {
+            Ok(CpuLayer {
+                input_norm: layer.input_norm.to_vec(),
+                qkv: packer.pack(&layer.qkv)?,
+                qkv_bias: layer.qkv_bias.iter().flat_map(Tensor::to_vec).collect(),
+                qk_norms: layer
+                    .qk_norms
+                    .as_ref()
+                    .map(|norms| norms.each_ref().map(Tensor::to_vec)),
+                o: packer.pack(&[layer.o])?,
+                post_norm: layer.post_norm.to_vec(),
+                feed_forward: CpuFeedForward::load(&layer.feed_forward, packer)?,
+            })
         });
+        let layers = layers.collect::<Result<_, BackendError>>()?;
+        let embedding = tensors.head.map(|_| packer.pack(&[tensors.embedding]));
         Ok(Self {
-            narrow,
-            layers: layers.collect(),
+            storage,
+            layers,
             norm: tensors.norm.to_vec(),
-            head: pack(&[tensors.head.unwrap_or(tensors.embedding)]),
-            embedding: tensors.head.is_some().then(|| pack(&[tensors.embedding])),
+            head: packer.pack(&[tensors.head.unwrap_or(tensors.embedding)])?,
+            embedding: embedding.transpose()?,
         })
     }
 
     /// The type of the weights in memory.
     pub(super) fn element(&self) -> &'static str {
-        if self.narrow { "bf16" } else { "f32" }
+        self.storage.name()
     }
 
     /// The embedding of a token.
@@ -96,19 +117,44 @@ impl CpuWeights {
     }
 }
 
+/// Packs matrices all in the same way.
+#[derive(Clone, Copy)]
+struct Packer<'a> {
+    team: &'a Team,
+    storage: Storage,
+}
+
+impl Packer<'_> {
+    fn pack(self, tensors: &[Tensor<'_>]) -> Result<Matrix, BackendError> {
+        Matrix::pack(self.team, tensors, self.storage).map_err(wrong)
+    }
+}
+
 impl CpuFeedForward {
-    fn load(tensors: &FeedForward<'_>, pack: &impl Fn(&[Tensor<'_>]) -> Matrix) -> Self {
-        let mlp = |mlp: &Mlp<'_>| CpuMlp {
-            gate_up: pack(&mlp.gate_up),
-            down: pack(&[mlp.down]),
+    fn load(tensors: &FeedForward<'_>, packer: Packer<'_>) -> Result<Self, BackendError> {
+        let mlp = |mlp: &Mlp<'_>| {
+            Ok(CpuMlp {
+                gate_up: packer.pack(&mlp.gate_up)?,
+                down: packer.pack(&[mlp.down])?,
+            })
         };
-        match tensors {
-            FeedForward::Dense(dense) => Self::Dense(mlp(dense)),
+        Ok(match tensors {
+            FeedForward::Dense(dense) => Self::Dense(mlp(dense)?),
             FeedForward::Experts { router, experts } => Self::Experts {
-                router: Matrix::pack(&[*router], false),
-                experts: experts.iter().map(mlp).collect(),
+                router: Matrix::pack(packer.team, &[*router], Storage::F32).map_err(wrong)?,
+                experts: experts
+                    .iter()
+                    .map(mlp)
+                    .collect::<Result<_, BackendError>>()?,
             },
-        }
+        })
+    }
+}
+
+fn wrong(error: impl std::fmt::Display) -> BackendError {
+    BackendError::Model {
+        backend: "cpu",
+        reason: error.to_string(),
     }
 }
 

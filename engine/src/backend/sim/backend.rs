@@ -117,19 +117,6 @@ impl Backend for SimBackend {
         self.pace.end(self.clock.now());
         Ok(())
     }
-
-    /// Ranks are GPUs of their own, so each has its own pace.
-    fn another(&self) -> Result<Box<dyn Backend>, BackendError> {
-        Ok(Box::new(Self {
-            info: self.info.clone(),
-            time: self.time,
-            tokens: self.tokens.clone(),
-            faults: Arc::clone(&self.faults),
-            pace: self.pace,
-            clock: WallClock::start(),
-            block_size: self.block_size,
-        }))
-    }
 }
 
 #[cfg(test)]

@@ -1,4 +1,5 @@
-//! Frequencies and amplitudes of every scaling, against numbers that `transformers` 5.23 computes for the same fields.
+//! Frequencies and amplitudes of every scaling, against numbers that `transformers` 5.23 computes for the same fields;
+//! they may differ in the last place.
 
 use std::path::PathBuf;
 
@@ -22,7 +23,7 @@ fn assert_frequencies(rope: &Rope, max_model_len: usize, expected: &[f64], ampli
     for (index, (got, expected)) in got.iter().zip(expected).enumerate() {
         let error = (f64::from(*got) - expected).abs() / expected;
         assert!(
-            error < 1e-6,
+            error < 1.2e-7,
             "frequency {index}: {got} instead of {expected}"
         );
     }
