@@ -20,9 +20,11 @@ use tracing::debug;
 use super::choice::{Delta, End};
 use super::error::ApiError;
 use super::generate::{Generation, Head, PRIORITY_HEADER, header};
+use super::logprobs::TokenNames;
 use super::sampling::{Checked, Fields};
 use super::sse::{self, Answer};
 use super::{Api, LOGPROB_MIN, body};
+use crate::sample::TokenLogprob;
 use crate::text::token_text;
 
 /// Answers a request in token ids.
@@ -52,6 +54,9 @@ pub(super) async fn handle(
     );
     let answer = TokensAnswer {
         prompt: checked.return_token_ids.then(|| prompt.clone()),
+        scored: checked
+            .prompt_logprobs
+            .then(|| (prompt.clone(), Vec::new())),
         encoder: Arc::clone(&api.encoder),
         logprobs: checked.logprobs,
         choices: (0..checked.n).map(|_| TokensState::default()).collect(),
@@ -143,6 +148,8 @@ struct TokensAnswer {
     head: Head,
     /// The prompt's ids if the answer is to repeat them; taken by the first chunk.
     prompt: Option<Vec<u32>>,
+    /// The prompt's ids and the log probabilities of all but the first, if the answer lists them.
+    scored: Option<(Vec<u32>, Vec<TokenLogprob>)>,
     logprobs: bool,
     text: bool,
     choices: Vec<TokensState>,
@@ -254,7 +261,12 @@ impl Answer for TokensAnswer {
         &mut chunk.usage
     }
 
-    fn add(&mut self, index: usize, delta: Delta) {
+    fn add(&mut self, index: usize, mut delta: Delta) {
+        if let Some((_, logprobs)) = &mut self.scored
+            && !delta.prompt_logprobs.is_empty()
+        {
+            *logprobs = std::mem::take(&mut delta.prompt_logprobs);
+        }
         let logprob = self.logprob_of(&delta);
         let Some(state) = self.choices.get_mut(index) else {
             return;
@@ -266,6 +278,14 @@ impl Answer for TokensAnswer {
     }
 
     fn whole(self, usage: Usage) -> GenerateResponse {
+        let names = TokenNames {
+            encoder: Arc::clone(&self.encoder),
+            as_ids: false,
+        };
+        let scored = self.scored.as_ref();
+        let prompt_logprobs = scored.and_then(|(prompt, logprobs)| {
+            serde_json::to_value(names.prompt(prompt, logprobs)).ok()
+        });
         let (mode, text, logprobs) = (self.mode(), self.text, self.logprobs);
         let choices = self.choices.into_iter().enumerate();
         let choices = choices.map(|(index, state)| {
@@ -287,7 +307,7 @@ impl Answer for TokensAnswer {
             model: Some(self.head.model),
             created: Some(self.head.created),
             usage: Some(usage),
-            prompt_logprobs: None,
+            prompt_logprobs,
             prompt_token_ids: self.prompt,
             kv_transfer_params: None,
             output_mode: mode.to_owned(),

@@ -60,7 +60,7 @@ pub struct GenerateResponse {
     pub choices: Vec<GenerateChoice>,
     /// Tokens taken.
     pub usage: Option<Usage>,
-    /// For each prompt token but the first: its id and the likeliest ones', to log probability.
+    /// As [`super::PromptLogprobs`], where asked for.
     pub prompt_logprobs: Option<Value>,
     /// The prompt's ids, where asked for.
     pub prompt_token_ids: Option<Vec<u32>>,
