@@ -138,6 +138,36 @@ pub struct Flags {
     #[arg(long, value_name = "N", default_value_t = 1024, value_parser = positive(), help_heading = "Scheduling")]
     pub max_num_queued_reqs: u32,
 
+    /// Prompt tokens that may wait; while so many do, one more request is answered 503 with Retry-After. About the
+    /// time to the first token that is still acceptable, times the prompt tokens computed per second [default: no
+    /// such bound].
+    #[arg(long, value_name = "TOKENS", value_parser = clap::value_parser!(u64).range(1..), help_heading = "Scheduling")]
+    pub max_num_queued_tokens: Option<u64>,
+
+    /// Who goes first: order of arrival, or the requests' priorities. Under `fcfs` a priority other than 0 is
+    /// answered 400.
+    #[arg(long, value_enum, default_value_t = SchedulingPolicy::Fcfs, help_heading = "Scheduling")]
+    pub scheduling_policy: SchedulingPolicy,
+
+    /// While other requests are alive, tokens of one prompt per step at most; 0 is no such limit.
+    #[arg(
+        long,
+        value_name = "TOKENS",
+        default_value_t = 0,
+        help_heading = "Scheduling"
+    )]
+    pub long_prefill_token_threshold: u32,
+
+    /// While requests generate, steps with prompts may take this many times as long as steps without: the gap
+    /// between two tokens grows by no more when a long prompt comes in. 0 is no such limit.
+    #[arg(
+        long,
+        value_name = "FACTOR",
+        default_value_t = 2.5,
+        help_heading = "Scheduling"
+    )]
+    pub max_decode_slowdown: f64,
+
     /// KV events as a JSON object: enable_kv_cache_events, publisher (zmq|null), endpoint, replay_endpoint,
     /// topic, buffer_steps, hwm, max_queue_size. Addresses of this machine and wildcards are bound, others
     /// connected to. Events are off by default.
@@ -278,6 +308,15 @@ pub enum BackendName {
     Cpu,
     /// No device: the time that a GPU would take, on the wall clock, and tokens without meaning.
     Sim,
+}
+
+/// The values of `--scheduling-policy`.
+#[derive(ValueEnum, Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SchedulingPolicy {
+    /// Order of arrival.
+    Fcfs,
+    /// Lower priority values first, then order of arrival.
+    Priority,
 }
 
 /// The values of `--kv-events-form`.

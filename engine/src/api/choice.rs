@@ -166,7 +166,7 @@ impl End {
         match finish {
             Finish::Stop { token } => finished(FinishReason::Stop, token.map(StopReason::Token)),
             Finish::Length => finished(FinishReason::Length, None),
-            Finish::Abort => finished(FinishReason::Abort, None),
+            Finish::Abort | Finish::Deadline => finished(FinishReason::Abort, None),
             Finish::Error(message) => Self::Failed(message),
         }
     }

@@ -70,6 +70,9 @@ impl ApiError {
         match finish {
             Finish::Error(reason) => Self::internal(reason.clone()),
             Finish::Abort => Self::unavailable("the request was aborted"),
+            Finish::Deadline => Self::new(ErrorBody::timeout(
+                "the request did not end before its deadline",
+            )),
             Finish::Stop { .. } | Finish::Length => {
                 Self::internal("the request ended without an answer")
             }
@@ -115,7 +118,10 @@ impl From<PromptError> for ApiError {
 impl From<SubmitError> for ApiError {
     fn from(error: SubmitError) -> Self {
         match error {
-            SubmitError::QueueFull { .. } => Self::overloaded(error.to_string()),
+            SubmitError::QueueFull { retry_after, .. } => Self {
+                retry_after_s: u32::try_from(retry_after.as_secs()).ok(),
+                ..Self::overloaded(error.to_string())
+            },
             SubmitError::Draining | SubmitError::Unhealthy => Self::unavailable(error.to_string()),
             SubmitError::Refused(refused) => Self::from(refused),
             SubmitError::NoSuchRank { .. } => Self::bad_request(error.to_string()),
@@ -129,6 +135,10 @@ impl From<Refused> for ApiError {
             Refused::PromptTooLong { .. } | Refused::CannotFit { .. } => {
                 Self::bad_request(format!("{refused}; shorten the messages or the prompt"))
             }
+            Refused::PriorityNotEnabled { .. } => Self::new(ErrorBody::bad_request(
+                refused.to_string(),
+                Some("priority"),
+            )),
             Refused::PromptEmpty | Refused::UnknownToken { .. } => {
                 Self::bad_request(refused.to_string())
             }

@@ -54,7 +54,7 @@ use crate::export::requests::RequestRecords;
 use crate::model::GenerationDefaults;
 use crate::scheduler::NewRequest;
 use crate::text::Pieces;
-use crate::worker::{Ranks, RequestStream, RequestWatch, SubmitError};
+use crate::worker::{QueueBound, Ranks, RequestStream, RequestWatch, SubmitError};
 use choice::End;
 use error::ApiError;
 pub use faults::with_faults;
@@ -208,8 +208,11 @@ impl Api {
     ) -> Result<RequestStream, ApiError> {
         let submitted = self.engine.submit_watched(request, watch);
         let stream = submitted.inspect_err(|error| {
-            if matches!(error, SubmitError::QueueFull { .. }) {
-                self.metrics.rejected(Rejection::Requests);
+            if let SubmitError::QueueFull { bound, .. } = error {
+                self.metrics.rejected(match bound {
+                    QueueBound::Requests => Rejection::Requests,
+                    QueueBound::Tokens => Rejection::Tokens,
+                });
             }
         })?;
         Ok(stream)

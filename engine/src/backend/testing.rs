@@ -8,6 +8,7 @@ use super::{
     Backend, BackendError, BackendInfo, BlockCopy, BlockPlace, KvLayout, Sampled, Step, StepOutput,
     StepSequence,
 };
+use crate::sample::TokenLogprob;
 
 /// See the module's description.
 #[derive(Debug)]
@@ -82,13 +83,33 @@ impl HashBackend {
             self.slots[step.slots[index] as usize] = Some((step.tokens[index], position));
         }
         assert_eq!(step.positions[new.end - 1] + 1, sequence.context_len);
-        let context = (0..sequence.context_len).map(|position| {
-            let (token, written_at) =
-                self.slots[slot_of(position) as usize].expect("never written");
+        self.after(step, sequence, sequence.context_len)
+    }
+
+    /// The token after the first `len` of a sequence's context, read back from where they were written.
+    fn after(&self, step: &Step, sequence: &StepSequence, len: u32) -> u32 {
+        let first = sequence.block_table.start;
+        let context = (0..len).map(|position| {
+            let block = step.block_tables[(first + position / self.block_size) as usize];
+            let slot = block * self.block_size + position % self.block_size;
+            let (token, written_at) = self.slots[slot as usize].expect("never written");
             assert_eq!(written_at, position, "the slot belongs to another position");
             token
         });
         next_token(context, self.vocab_size)
+    }
+
+    /// The rows of the prompt that are asked for: made-up log probabilities, the target as their rank.
+    fn prompt_rows(&self, step: &Step, sequence: &StepSequence, out: &mut StepOutput) {
+        let rows = step.prompt_rows.iter();
+        for row in rows.filter(|row| sequence.tokens.contains(&row.token)) {
+            let len = step.positions[row.token as usize] + 1;
+            out.prompt_logprobs.push(TokenLogprob {
+                logprob: self.after(step, sequence, len) as f32,
+                rank: row.target,
+                top: vec![(0, 0.0); row.top as usize],
+            });
+        }
     }
 }
 
@@ -122,6 +143,11 @@ impl Backend for HashBackend {
         }
         for sequence in &step.sequences {
             let token = self.compute(step, sequence);
+            self.prompt_rows(step, sequence, out);
+            if sequence.embed {
+                out.embeddings
+                    .push(vec![token as f32, sequence.context_len as f32]);
+            }
             if let Some(sample) = sequence.sample {
                 let spec = &step.samples[sample as usize];
                 let banned = &step.banned[spec.banned.start as usize..spec.banned.end as usize];

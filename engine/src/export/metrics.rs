@@ -100,7 +100,11 @@ impl MetricsPage {
         for (series, (stats, unseen)) in shared.ranks.iter().zip(ranks) {
             let waiting = f64::from(stats.waiting.saturating_add(unseen));
             series.waiting.set(waiting);
-            series.waiting_for_capacity.set(waiting);
+            let deferred = f64::from(stats.waiting_deferred);
+            series
+                .waiting_for_capacity
+                .set((waiting - deferred).max(0.0));
+            series.waiting_deferred.set(deferred);
         }
         let now = SystemTime::now().duration_since(UNIX_EPOCH);
         shared.lora.set(now.unwrap_or_default().as_secs_f64());

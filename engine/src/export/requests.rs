@@ -138,7 +138,7 @@ pub(super) fn finish_reason(finish: &Finish) -> &'static str {
     match finish {
         Finish::Stop { .. } => "stop",
         Finish::Length => "length",
-        Finish::Abort => "abort",
+        Finish::Abort | Finish::Deadline => "abort",
         Finish::Error(_) => "error",
     }
 }

@@ -86,6 +86,12 @@ pub enum ConfigError {
         /// The least it may be.
         min: u32,
     },
+    /// A slowdown that leaves prompts no time at all.
+    #[error("max-decode-slowdown is {value}; it must be more than 1, or 0 for none")]
+    Slowdown {
+        /// Its value.
+        value: String,
+    },
 }
 
 /// How many requests the engine holds at once.
@@ -95,6 +101,35 @@ pub struct QueueLimits {
     pub running: usize,
     /// Requests that may wait besides.
     pub waiting: usize,
+    /// Prompt tokens that may wait to be computed; none is no such bound.
+    pub waiting_tokens: Option<u64>,
+}
+
+/// Which bound on the queue refused a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum QueueBound {
+    /// The number of requests.
+    Requests,
+    /// The number of their tokens.
+    Tokens,
+}
+
+impl QueueBound {
+    /// vLLM's value of the label `reason` in the count of refused requests: the flag that set the bound.
+    pub fn reason(self) -> &'static str {
+        match self {
+            Self::Requests => "max_num_queued_reqs",
+            Self::Tokens => "max_num_queued_tokens",
+        }
+    }
+
+    /// What is counted, for messages.
+    pub fn of(self) -> &'static str {
+        match self {
+            Self::Requests => "requests",
+            Self::Tokens => "prompt tokens",
+        }
+    }
 }
 
 impl QueueLimits {
@@ -104,6 +139,12 @@ impl QueueLimits {
     /// when blocks, not places, are what running requests lack.
     pub fn admit(&self, live: usize, waiting: usize) -> bool {
         live < self.live_max() && waiting < self.waiting.max(1)
+    }
+
+    /// Whether a prompt may come while `tokens` others wait. It may then go beyond the bound itself, so that no prompt
+    /// is too long for an empty queue; the queue holds less than the bound and one prompt.
+    pub fn admit_tokens(&self, tokens: u64) -> bool {
+        self.waiting_tokens.is_none_or(|max| tokens < max)
     }
 
     /// Requests alive at most.
@@ -135,7 +176,12 @@ impl SchedulerConfig {
                 return Err(ConfigError::TooSmall { name, value, min });
             }
         }
-        Ok(())
+        match self.max_decode_slowdown {
+            Some(value) if !value.is_finite() || value <= 1.0 => Err(ConfigError::Slowdown {
+                value: value.to_string(),
+            }),
+            _ => Ok(()),
+        }
     }
 
     /// The bound on live requests.
@@ -143,6 +189,7 @@ impl SchedulerConfig {
         QueueLimits {
             running: self.max_num_seqs as usize,
             waiting: self.max_num_queued as usize,
+            waiting_tokens: self.max_num_queued_tokens,
         }
     }
 }

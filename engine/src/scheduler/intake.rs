@@ -7,10 +7,11 @@
 //! while generating ends with `Finish::Length`; only a prompt that exceeds one by itself is refused.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use pointsman_proto::block_hash::BlockDigest;
 
-use super::NewRequest;
+use super::{NewRequest, Policy, Task};
 use crate::kv::{BlockId, HashRecipe};
 use crate::sample::SamplingParams;
 
@@ -24,6 +25,7 @@ pub struct Intake {
     pub(super) vocab_size: u32,
     /// Hashes prompts ahead when prefix caching is on.
     pub(super) recipe: Option<HashRecipe>,
+    pub(super) policy: Policy,
 }
 
 /// A request that can run, with its prompt's block digests.
@@ -37,6 +39,8 @@ pub struct Prepared {
     pub(super) cache_salt: Option<Arc<str>>,
     pub(super) report_reused_blocks: bool,
     pub(super) priority: i32,
+    pub(super) task: Task,
+    pub(super) deadline: Option<Duration>,
     pub(super) digests: Vec<BlockDigest>,
     /// Empty, with room for every block that the request can come to hold.
     pub(super) table: Vec<BlockId>,
@@ -63,6 +67,12 @@ pub enum Refused {
         blocks: usize,
         /// Blocks in the pool.
         total: usize,
+    },
+    /// A priority where order of arrival is the only order.
+    #[error("Got priority {priority} but Priority scheduling is not enabled.")]
+    PriorityNotEnabled {
+        /// The request's priority.
+        priority: i32,
     },
     /// A token id that the model does not have.
     #[error("token id {token} is outside the vocabulary of {vocab_size}")]
@@ -91,12 +101,20 @@ impl Intake {
             sampling,
             cache_salt,
             priority,
+            task,
+            deadline,
             report_reused_blocks,
             ..
         } = request;
-        let room = self.room_after(&tokens)?;
-        // One token at least: a request that may not generate any has no use for an engine.
-        let max_tokens = sampling.max_tokens.clamp(1, room);
+        if priority != 0 && self.policy == Policy::Fcfs {
+            return Err(Refused::PriorityNotEnabled { priority });
+        }
+        let room = self.room_after(&tokens, task)?;
+        let max_tokens = match task {
+            // One token at least: such a request has no other use for an engine.
+            Task::Generate => sampling.max_tokens.clamp(1, room),
+            Task::Embed => 0,
+        };
         let blocks_max = (tokens.len() + max_tokens as usize).div_ceil(self.block_size as usize);
         let mut digests = Vec::new();
         if let Some(recipe) = &self.recipe {
@@ -117,15 +135,18 @@ impl Intake {
             cache_salt,
             report_reused_blocks,
             priority,
+            task,
+            deadline,
             digests,
             table: Vec::with_capacity(blocks_max),
         })
     }
 
-    /// How many tokens can follow this prompt; at least one.
-    fn room_after(&self, prompt: &[u32]) -> Result<u32, Refused> {
+    /// How many tokens can follow this prompt; at least one, unless none are to.
+    fn room_after(&self, prompt: &[u32], task: Task) -> Result<u32, Refused> {
         let tokens = prompt.len();
-        let max = self.max_model_len.saturating_sub(1) as usize;
+        let output = u32::from(task == Task::Generate);
+        let max = self.max_model_len.saturating_sub(output) as usize;
         if tokens == 0 {
             return Err(Refused::PromptEmpty);
         }
@@ -151,8 +172,13 @@ impl Intake {
 }
 
 impl Prepared {
-    /// The limit on generated tokens that is in force; at least 1.
+    /// The limit on generated tokens that is in force; at least 1, unless none are to be generated.
     pub fn max_tokens(&self) -> u32 {
         self.max_tokens
+    }
+
+    /// Tokens in the prompt.
+    pub fn prompt_tokens(&self) -> u64 {
+        self.tokens.len() as u64
     }
 }

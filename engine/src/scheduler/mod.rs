@@ -2,13 +2,13 @@
 //!
 //! A request has tokens (its prompt, then what was generated) and a count of those already computed. There is no
 //! prefill phase and no decode phase: every step lets requests catch up with their own tokens under one budget, so a
-//! long prompt is computed in chunks beside the single tokens of running requests, and the time between two tokens of
-//! a running request stays bounded by the budget.
+//! long prompt is computed in chunks beside the single tokens of running requests. The chunks are cut by the budget of
+//! tokens and by time: see `room`.
 //!
 //! ```text
 //! schedule:  1. running requests that lack one token each (decode), oldest first; out of blocks → preempt the newest
 //!            2. running requests in the middle of their prompt, a chunk each
-//!            3. waiting requests, in order, while budget, places and blocks last   (not after a preemption)
+//!            3. waiting requests, in order, while room, places and blocks last   (not after a preemption)
 //! complete:  note what was computed → publish full blocks → append sampled tokens → end what is finished
 //! ```
 //!
@@ -19,17 +19,26 @@
 //!
 //! The room is pure: time comes in as a `Duration`, and work goes out as a [`Step`](crate::backend::Step).
 
+mod complete;
 mod config;
+mod cost;
 mod intake;
+mod pause;
+mod prompts;
+mod rate;
 mod report;
 mod request;
+mod room;
+mod sampling;
 mod schedule;
 mod sequence;
 #[cfg(test)]
 mod tests;
 
-pub use config::{ConfigError, QueueLimits, SchedulerConfig};
+pub use complete::Outcome;
+pub use config::{ConfigError, Policy, QueueBound, QueueLimits, SchedulerConfig};
 pub use intake::{Intake, Prepared, Refused};
+pub use pause::Pause;
 pub use report::{Phases, RequestReport, Stats, StepReport};
 pub use request::{Finish, NewRequest, Task, TokenUpdate};
-pub use schedule::{Outcome, Scheduler, SequenceNumber};
+pub use schedule::{Scheduler, SequenceNumber};

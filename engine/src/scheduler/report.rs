@@ -27,6 +27,15 @@ pub struct Stats {
     pub prompt_tokens_cached: u64,
     /// Tokens generated.
     pub generated_tokens: u64,
+    /// The part of `waiting` that does not wait for blocks or a place but for the end of a pause.
+    pub waiting_deferred: u32,
+    /// Tokens of the waiting requests, all of them yet to be computed (or found in the prefix cache).
+    pub queued_tokens: u64,
+    /// How fast prompts were computed of late; 0 before the first.
+    pub prefill_tokens_per_second: u64,
+    /// vLLM's number of the level at which the backend sleeps, 0 awake. The scheduler leaves it at 0; the engine
+    /// thread knows.
+    pub sleep_level: u32,
     /// The part of `prompt_tokens_cached` that was in host memory; the rest was on the device.
     pub prompt_tokens_cached_host: u64,
 }
@@ -53,6 +62,10 @@ impl Stats {
         self.prompt_tokens_cached += other.prompt_tokens_cached;
         self.generated_tokens += other.generated_tokens;
         self.prompt_tokens_cached_host += other.prompt_tokens_cached_host;
+        self.waiting_deferred += other.waiting_deferred;
+        self.queued_tokens += other.queued_tokens;
+        self.prefill_tokens_per_second += other.prefill_tokens_per_second;
+        self.sleep_level = self.sleep_level.max(other.sleep_level);
     }
 }
 
@@ -67,6 +80,13 @@ pub struct StepReport {
     pub batched_tokens: u32,
     /// Requests in the batch.
     pub batched_requests: u32,
+    /// The part of `batched_tokens` that belongs to prompts, or to what is computed again after a preemption.
+    pub prefill_tokens: u32,
+    /// Requests that lost their blocks when the step was formed.
+    pub preempted: u32,
+    /// What the step was expected to take beside its prompts; zero while that is not known. The step's own time over
+    /// this one is how much longer running requests waited because of prompts.
+    pub expected_without_prefill: Duration,
     /// From arrival to first token, of each request whose first token this step brought.
     pub first_token_waits: Vec<Duration>,
     /// From the token before to this step's token, of each other request that got one.

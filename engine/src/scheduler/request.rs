@@ -86,6 +86,8 @@ pub enum Finish {
     Length,
     /// The client went away, or the engine was told to end everything.
     Abort,
+    /// Its deadline passed.
+    Deadline,
     /// The engine could not go on with it; the text says why.
     Error(String),
 }

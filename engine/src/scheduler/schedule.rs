@@ -8,12 +8,15 @@ use pointsman_proto::kv_events::Event;
 use rustc_hash::FxHashMap;
 use tracing::debug;
 
-use super::sequence::{Key, Sequence};
+use super::cost::{CostModel, Load};
+use super::rate::PrefillRate;
+use super::room::Room;
+use super::sequence::{Filled, Key, Sequence};
 use super::{
-    ConfigError, Finish, Intake, Prepared, QueueLimits, RequestReport, SchedulerConfig, Stats,
-    StepReport, TokenUpdate,
+    ConfigError, Finish, Intake, Pause, Prepared, QueueLimits, RequestReport, SchedulerConfig,
+    Stats, TokenUpdate,
 };
-use crate::backend::{BlockCopy, BlockPlace, Step, StepOutput};
+use crate::backend::{BlockCopy, BlockPlace, Step};
 use crate::kv::{BlockPool, Hit, Transfer};
 
 /// A request's number in this engine: its place in the order of arrival, never used twice.
@@ -22,38 +25,48 @@ pub type SequenceNumber = u64;
 /// Waiting and running requests over one block pool.
 #[derive(Debug)]
 pub struct Scheduler {
-    config: SchedulerConfig,
-    pool: BlockPool,
-    sequences: FxHashMap<SequenceNumber, Sequence>,
+    pub(super) config: SchedulerConfig,
+    pub(super) pool: BlockPool,
+    pub(super) sequences: FxHashMap<SequenceNumber, Sequence>,
     /// Those that hold blocks, in order.
-    running: Vec<Key>,
+    pub(super) running: Vec<Key>,
     /// Those that hold none, in order. Bounded by [`QueueLimits`], which whoever adds requests applies.
-    waiting: BTreeSet<Key>,
+    pub(super) waiting: BTreeSet<Key>,
+    /// Tokens of those that wait.
+    pub(super) queued_tokens: u64,
+    /// When each request that has a deadline ends at the latest.
+    pub(super) deadlines: BTreeSet<(Duration, SequenceNumber)>,
     /// The step under way, in the order of its sequences.
-    planned: Vec<Planned>,
+    pub(super) planned: Vec<Planned>,
+    /// What is noted of the step under way.
+    pub(super) step: StepNotes,
+    pub(super) paused: Option<Pause>,
     next_number: SequenceNumber,
-    totals: Stats,
+    pub(super) totals: Stats,
     hits: Vec<Hit>,
+    pub(super) cost: CostModel,
+    pub(super) rate: PrefillRate,
+    /// Tokens of prompts in the latest step that had any.
+    pub(super) prompt_tokens_before: usize,
 }
 
 /// One request's part of the step under way.
 #[derive(Clone, Copy, Debug)]
-struct Planned {
-    number: SequenceNumber,
-    tokens: usize,
-    /// Index of its sample in the step, when it asks for one.
-    sample: Option<u32>,
+pub(super) struct Planned {
+    pub(super) number: SequenceNumber,
+    pub(super) tokens: usize,
+    pub(super) filled: Filled,
 }
 
-/// What a step brought. Reused: [`Scheduler::complete`] clears it first.
-#[derive(Debug, Default)]
-pub struct Outcome {
-    /// One update for each request that got a token or ended.
-    pub updates: Vec<(SequenceNumber, TokenUpdate)>,
-    /// Reports of those that ended.
-    pub finished: Vec<RequestReport>,
-    /// The step as a whole; its `started_at` is for the caller to set.
-    pub report: StepReport,
+/// What is noted of a step when it is formed.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct StepNotes {
+    pub(super) started_at: Duration,
+    pub(super) load: Load,
+    /// Whether log probabilities of prompts come of it.
+    pub(super) prompt_logprobs: bool,
+    /// Requests that lost their blocks for it.
+    pub(super) preempted: u32,
 }
 
 impl Scheduler {
@@ -69,10 +82,17 @@ impl Scheduler {
             sequences: FxHashMap::default(),
             running: Vec::with_capacity(config.max_num_seqs as usize),
             waiting: BTreeSet::new(),
+            queued_tokens: 0,
+            deadlines: BTreeSet::new(),
             planned: Vec::with_capacity(config.max_num_seqs as usize),
+            step: StepNotes::default(),
+            paused: None,
             next_number: 0,
             totals: Stats::default(),
             hits: Vec::new(),
+            cost: CostModel::default(),
+            rate: PrefillRate::default(),
+            prompt_tokens_before: 0,
             config,
         })
     }
@@ -85,6 +105,7 @@ impl Scheduler {
             blocks_total: self.pool.total(),
             vocab_size: self.config.vocab_size,
             recipe: self.config.prefix_cache.clone(),
+            policy: self.config.policy,
         }
     }
 
@@ -100,9 +121,23 @@ impl Scheduler {
         self.next_number += 1;
         let seed = derive_seed(self.config.seed, number);
         let sequence = Sequence::new(request, number, seed, now);
-        self.waiting.insert(sequence.key);
+        let key = sequence.key;
+        let deadline = sequence.deadline_at;
+        self.deadlines
+            .extend(deadline.map(|deadline| (deadline, number)));
         self.sequences.insert(number, sequence);
+        self.enqueue(key);
         number
+    }
+
+    /// A request whose deadline has passed, each but once. It is for the caller to end it by [`Scheduler::abort`].
+    pub fn expired(&mut self, now: Duration) -> Option<SequenceNumber> {
+        let &(deadline, number) = self.deadlines.first()?;
+        if deadline > now {
+            return None;
+        }
+        self.deadlines.pop_first();
+        Some(number)
     }
 
     /// Whether no request is alive.
@@ -117,6 +152,12 @@ impl Scheduler {
             waiting: self.waiting.len() as u32,
             blocks_used: self.pool.used(),
             blocks_total: self.pool.total(),
+            waiting_deferred: match self.paused {
+                Some(_) => self.waiting.len() as u32,
+                None => 0,
+            },
+            queued_tokens: self.queued_tokens,
+            prefill_tokens_per_second: self.rate.tokens_per_second(),
             ..self.totals
         }
     }
@@ -133,63 +174,50 @@ impl Scheduler {
 
     /// Forms the next step in `step`; false when there is nothing to compute.
     ///
-    /// While any request is alive there is always something: the first in order fits into an empty pool.
+    /// While any request is alive there is always something, unless the scheduler is paused: the first in order fits
+    /// into an empty pool.
     pub fn schedule(&mut self, now: Duration, step: &mut Step) -> bool {
         step.clear();
         self.planned.clear();
-        let mut budget = self.config.max_num_batched_tokens as usize;
-        let preempted = self.plan_decodes(&mut budget);
-        self.plan_prefills(&mut budget);
-        if !preempted {
-            while self.admit_first_waiting(now, &mut budget) {}
+        self.step = StepNotes {
+            started_at: now,
+            ..StepNotes::default()
+        };
+        if self.paused == Some(Pause::Everything) {
+            return false;
         }
-        let block_size = self.config.block_size as usize;
-        for planned in &mut self.planned {
-            if let Some(sequence) = self.sequences.get(&planned.number) {
-                let eos = &self.config.eos_token_ids;
-                planned.sample = sequence.fill(planned.tokens, block_size, eos, step);
-            }
+        let mut room = Room::new(self.config.max_num_batched_tokens as usize);
+        let decodes = self.plan_decodes(&mut room.tokens);
+        if let Some(slowdown) = self.config.max_decode_slowdown {
+            room.bound_time(&self.cost, decodes, slowdown, self.prompt_tokens_before);
         }
+        self.plan_prompts(now, room);
         if self.planned.is_empty() {
             return false;
         }
+        self.fill(step);
         self.pool
             .take_transfers(|transfer| step.copies.push(block_copy(transfer)));
         true
     }
 
-    /// Takes in what the step that was formed last has brought.
-    ///
-    /// Blocks are published here and not when they are planned: a reader of the KV events may count on them.
-    pub fn complete(&mut self, output: &mut StepOutput, now: Duration, outcome: &mut Outcome) {
-        outcome.clear();
-        self.pool.transferred();
-        let planned = std::mem::take(&mut self.planned);
-        for part in &planned {
-            // A request that was aborted since is gone, and its sample with it.
-            let Some(sequence) = self.sequences.get_mut(&part.number) else {
+    /// Writes what is planned into `step`.
+    fn fill(&mut self, step: &mut Step) {
+        let block_size = self.config.block_size as usize;
+        let load = &mut self.step.load;
+        for planned in &mut self.planned {
+            let Some(sequence) = self.sequences.get(&planned.number) else {
                 continue;
             };
-            outcome.report.batched_tokens += part.tokens as u32;
-            outcome.report.batched_requests += 1;
-            let prefix_cache = self.config.prefix_cache.as_ref();
-            sequence.advance(part.tokens, prefix_cache, &mut self.pool);
-            let Some(sample) = part.sample else { continue };
-            let sampled = output.sampled.get_mut(sample as usize).map(std::mem::take);
-            let sampled = sampled.unwrap_or_default();
-            let update = match sampled.token {
-                Some(token) => self.take_token(part.number, token, now, outcome),
-                None => self.end_without_token(part.number, now, outcome),
-            };
-            outcome.updates.extend(update.map(|update| {
-                let logprob = sampled.logprob;
-                (part.number, TokenUpdate { logprob, ..update })
-            }));
+            if sequence.lag() == 1 {
+                load.add_decode(sequence.tokens.len());
+            } else {
+                load.add_prompt(sequence.computed, planned.tokens);
+            }
+            let eos = &self.config.eos_token_ids;
+            planned.filled = sequence.fill(planned.tokens, block_size, eos, step);
         }
-        self.planned = planned;
-        self.planned.clear();
-        outcome.report.finished_at = now;
-        outcome.report.stats = self.stats();
+        self.step.prompt_logprobs = !step.prompt_rows.is_empty();
     }
 
     /// Ends a request from outside, frees its blocks, and reports on it. None when there is no such request.
@@ -210,10 +238,10 @@ impl Scheduler {
     }
 
     /// Plans the requests that lack exactly one token. Each may need a new block; when there is none, the last in
-    /// order loses its own. Returns whether that happened.
-    fn plan_decodes(&mut self, budget: &mut usize) -> bool {
+    /// order loses its own. Returns what they come to.
+    fn plan_decodes(&mut self, budget: &mut usize) -> Load {
         let block_size = self.config.block_size as usize;
-        let mut preempted = false;
+        let mut load = Load::default();
         let mut index = 0;
         while index < self.running.len() && *budget > 0 {
             let number = self.running[index].number;
@@ -224,36 +252,26 @@ impl Scheduler {
             if sequence.lag() != 1 {
                 continue;
             }
-            let blocks = sequence.tokens.len().div_ceil(block_size) - sequence.table.len();
+            let context = sequence.tokens.len();
+            let blocks = context.div_ceil(block_size) - sequence.table.len();
             // The victim is never a request planned already: it is the last in order, and planning goes by order.
             let mut lost = false;
             while !lost && blocks > 0 && !self.allocate(number, blocks) {
-                preempted = true;
+                self.step.preempted += 1;
                 lost = self.preempt_last() == Some(number);
             }
             if !lost {
                 self.planned.push(Planned::new(number, 1));
+                load.add_decode(context);
                 *budget -= 1;
             }
         }
-        preempted
+        load
     }
 
-    /// Plans a chunk for each running request in the middle of its prompt. Their blocks were taken at admission.
-    fn plan_prefills(&mut self, budget: &mut usize) {
-        for key in &self.running {
-            let lag = self.sequences.get(&key.number).map_or(0, Sequence::lag);
-            let count = lag.min(*budget);
-            if lag > 1 && count > 0 {
-                self.planned.push(Planned::new(key.number, count));
-                *budget -= count;
-            }
-        }
-    }
-
-    /// Admits the first waiting request, if places, budget and blocks allow; nobody overtakes it.
-    fn admit_first_waiting(&mut self, now: Duration, budget: &mut usize) -> bool {
-        if *budget == 0 || self.running.len() >= self.config.max_num_seqs as usize {
+    /// Admits the first waiting request, if places, room and blocks allow; nobody overtakes it.
+    pub(super) fn admit_first_waiting(&mut self, now: Duration, room: &mut Room) -> bool {
+        if room.fit(0, 1) == 0 || self.running.len() >= self.config.max_num_seqs as usize {
             return false;
         }
         let Some(&key) = self.waiting.first() else {
@@ -276,15 +294,13 @@ impl Scheduler {
             sequence.cached_tokens = Some(cached);
             let loads = self.hits.iter().filter(|hit| matches!(hit, Hit::Host(_)));
             sequence.cached_tokens_host = (loads.count() * block_size) as u32;
-            if self.config.prefix_cache.is_some() {
+            if self.config.prefix_cache.is_some() && sequence.reads_cache() {
                 self.totals.prefix_queries += sequence.prompt_len as u64;
                 self.totals.prefix_hits += u64::from(cached);
             }
         }
-        let count = sequence.lag().min(*budget);
-        *budget -= count;
-        self.planned.push(Planned::new(key.number, count));
-        self.waiting.remove(&key);
+        self.plan_prompt(key.number, room);
+        self.dequeue(key);
         let place = self.running.partition_point(|other| other < &key);
         self.running.insert(place, key);
         true
@@ -296,9 +312,9 @@ impl Scheduler {
     }
 
     /// Sends the last running request back to waiting, where it keeps its place in the order.
-    fn preempt_last(&mut self) -> Option<SequenceNumber> {
+    pub(super) fn preempt_last(&mut self) -> Option<SequenceNumber> {
         let key = self.running.pop()?;
-        self.waiting.insert(key);
+        self.enqueue(key);
         self.totals.preemptions += 1;
         let sequence = self.sequences.get_mut(&key.number)?;
         sequence.preempt(&mut self.pool);
@@ -306,60 +322,42 @@ impl Scheduler {
         Some(key.number)
     }
 
-    fn take_token(
-        &mut self,
-        number: SequenceNumber,
-        token: u32,
-        now: Duration,
-        outcome: &mut Outcome,
-    ) -> Option<TokenUpdate> {
-        let sequence = self.sequences.get_mut(&number)?;
-        let appended = sequence.append(token, now, &self.config.eos_token_ids);
-        let cached_tokens = sequence.cached_tokens.unwrap_or(0);
-        self.totals.generated_tokens += 1;
-        if appended.first_token_wait.is_some() {
-            self.totals.prompt_tokens += sequence.prompt_len as u64;
-            self.totals.prompt_tokens_cached += u64::from(cached_tokens);
-            self.totals.prompt_tokens_cached_host += u64::from(sequence.cached_tokens_host);
-        }
-        outcome
-            .report
-            .first_token_waits
-            .extend(appended.first_token_wait);
-        outcome
-            .report
-            .inter_token_gaps
-            .extend(appended.inter_token_gap);
-        if let Some(finish) = appended.finish.clone() {
-            let sequence = self.remove(number)?;
-            outcome.finished.push(sequence.report(finish, now));
-        }
-        Some(TokenUpdate {
-            token: Some(token),
-            cached_tokens,
-            finish: appended.finish,
-            ..TokenUpdate::default()
-        })
+    /// Lets a request wait, with all of its tokens to compute.
+    fn enqueue(&mut self, key: Key) {
+        self.waiting.insert(key);
+        self.queued_tokens += self.token_count(key);
     }
 
-    fn end_without_token(
-        &mut self,
-        number: SequenceNumber,
-        now: Duration,
-        outcome: &mut Outcome,
-    ) -> Option<TokenUpdate> {
-        let finish = Finish::Error("the model produced no finite logit".to_owned());
-        let (update, report) = self.abort(number, finish, now)?;
-        outcome.finished.push(report);
-        Some(update)
+    /// Takes a request out of those that wait, if it is one.
+    fn dequeue(&mut self, key: Key) -> bool {
+        let waited = self.waiting.remove(&key);
+        if waited {
+            self.queued_tokens -= self.token_count(key);
+        }
+        waited
+    }
+
+    fn token_count(&self, key: Key) -> u64 {
+        let sequence = self.sequences.get(&key.number);
+        sequence.map_or(0, |sequence| sequence.tokens.len() as u64)
+    }
+
+    /// The first in order of those that wait.
+    pub(super) fn first_waiting(&self) -> Option<&Sequence> {
+        let key = self.waiting.first()?;
+        self.sequences.get(&key.number)
     }
 
     /// Takes a request out of everything and frees its blocks.
-    fn remove(&mut self, number: SequenceNumber) -> Option<Sequence> {
+    pub(super) fn remove(&mut self, number: SequenceNumber) -> Option<Sequence> {
+        let key = self.sequences.get(&number)?.key;
+        if !self.dequeue(key) {
+            self.running.retain(|other| other != &key);
+        }
         let mut sequence = self.sequences.remove(&number)?;
         self.pool.release(&mut sequence.table);
-        if !self.waiting.remove(&sequence.key) {
-            self.running.retain(|key| key != &sequence.key);
+        if let Some(deadline) = sequence.deadline_at {
+            self.deadlines.remove(&(deadline, number));
         }
         Some(sequence)
     }
@@ -371,23 +369,12 @@ impl Scheduler {
 }
 
 impl Planned {
-    fn new(number: SequenceNumber, tokens: usize) -> Self {
+    pub(super) fn new(number: SequenceNumber, tokens: usize) -> Self {
         Self {
             number,
             tokens,
-            sample: None,
+            filled: Filled::default(),
         }
-    }
-}
-
-impl Outcome {
-    fn clear(&mut self) {
-        self.updates.clear();
-        self.finished.clear();
-        self.report.batched_tokens = 0;
-        self.report.batched_requests = 0;
-        self.report.first_token_waits.clear();
-        self.report.inter_token_gaps.clear();
     }
 }
 

@@ -6,10 +6,10 @@ use std::time::Duration;
 
 use pointsman_proto::block_hash::BlockDigest;
 
-use super::{Finish, Prepared, RequestReport};
-use crate::backend::{SampleSpec, Step, StepSequence};
+use super::{Finish, Prepared, RequestReport, Task};
+use crate::backend::{PromptRow, Step, StepSequence};
 use crate::kv::{BlockId, BlockPool, HashRecipe, Hit, Run};
-use crate::sample::SamplingParams;
+use crate::sample::{SamplingParams, TokenLogprob};
 
 /// Order among requests: lower priority value first, then arrival.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -33,12 +33,19 @@ pub(super) struct Sequence {
     pub(super) digests: Vec<BlockDigest>,
     /// Leading blocks of `table` that the pool knows as cached.
     committed: usize,
-    sampling: SamplingParams,
+    pub(super) sampling: SamplingParams,
+    task: Task,
     max_tokens: u32,
-    seed: u64,
+    pub(super) seed: u64,
     cache_salt: Option<Arc<str>>,
     /// Prompt tokens found in the cache at the first admission; none before it.
     pub(super) cached_tokens: Option<u32>,
+    /// Of the prompt, as far as they are computed and until they are delivered.
+    pub(super) prompt_logprobs: Vec<TokenLogprob>,
+    /// Rows of the prompt whose log probabilities are known; a preemption does not lose them.
+    rows_known: usize,
+    /// When it ends, finished or not.
+    pub(super) deadline_at: Option<Duration>,
     /// Those of them that were in host memory.
     pub(super) cached_tokens_host: u32,
     /// Reused blocks are announced like computed ones.
@@ -58,6 +65,15 @@ impl Sequence {
                 priority: request.priority,
                 number,
             },
+            prompt_logprobs: match request.sampling.prompt_logprobs {
+                Some(_) => Vec::with_capacity(request.tokens.len() - 1),
+                None => Vec::new(),
+            },
+            rows_known: 0,
+            deadline_at: request
+                .deadline
+                .map(|deadline| now.saturating_add(deadline)),
+            task: request.task,
             prompt_len: request.tokens.len(),
             tokens: request.tokens,
             computed: 0,
@@ -85,9 +101,13 @@ impl Sequence {
     }
 
     /// Digests that an admission may look up. The last token is always computed anew, because its logits are what
-    /// the step is for.
+    /// the step is for. A row whose log probabilities are wanted is computed, too.
     pub(super) fn reusable_digests(&self, block_size: usize) -> &[BlockDigest] {
-        let blocks_max = (self.tokens.len() - 1) / block_size;
+        let mut tokens = self.tokens.len() - 1;
+        if self.wants_rows() && self.rows_known + 1 < self.prompt_len {
+            tokens = tokens.min(self.rows_known);
+        }
+        let blocks_max = tokens / block_size;
         &self.digests[..self.digests.len().min(blocks_max)]
     }
 
@@ -123,14 +143,45 @@ impl Sequence {
         self.preemptions += 1;
     }
 
-    /// Appends the next `count` tokens to compute to `step`; the index of its sample, if they are the last known ones.
+    /// Whether anything of it may come from the prefix cache at its first admission.
+    pub(super) fn reads_cache(&self) -> bool {
+        !self.wants_rows()
+    }
+
+    fn wants_rows(&self) -> bool {
+        self.sampling.prompt_logprobs.is_some() && self.task == Task::Generate
+    }
+
+    /// Those of `positions` whose log probabilities are wanted and not known: of every prompt token but the last,
+    /// which has no successor in the prompt.
+    fn rows(&self, positions: &Range<usize>) -> Range<usize> {
+        if !self.wants_rows() {
+            return 0..0;
+        }
+        let end = positions.end.min(self.prompt_len - 1);
+        positions.start.max(self.rows_known).min(end)..end
+    }
+
+    /// Takes the log probabilities of the rows of the step that [`Sequence::advance`] has just counted.
+    pub(super) fn take_prompt_logprobs(&mut self, rows: impl Iterator<Item = TokenLogprob>) {
+        let before = self.prompt_logprobs.len();
+        self.prompt_logprobs.extend(rows);
+        self.rows_known += self.prompt_logprobs.len() - before;
+    }
+
+    /// Whether rows of the prompt are computed whose log probabilities did not come.
+    pub(super) fn lacks_prompt_logprobs(&self) -> bool {
+        !self.rows(&(0..self.computed)).is_empty()
+    }
+
+    /// Appends the next `count` tokens to compute to `step`, and what is asked of them.
     pub(super) fn fill(
         &self,
         count: usize,
         block_size: usize,
         eos: &[u32],
         step: &mut Step,
-    ) -> Option<u32> {
+    ) -> Filled {
         let first = step.tokens.len();
         let positions = self.computed..self.computed + count;
         step.tokens
@@ -145,15 +196,28 @@ impl Sequence {
         let blocks = positions.end.div_ceil(block_size);
         step.block_tables
             .extend(self.table[..blocks].iter().map(|block| block.0));
-        let sample = (positions.end == self.tokens.len()).then(|| self.push_sample(eos, step));
+        let rows = self.rows(&positions);
+        let top = self.sampling.prompt_logprobs.unwrap_or(0);
+        step.prompt_rows.extend(rows.clone().map(|row| PromptRow {
+            token: (first + row - positions.start) as u32,
+            target: self.tokens[row + 1],
+            top,
+        }));
+        let last = positions.end == self.tokens.len();
+        let embed = last && self.task == Task::Embed;
+        let sample = (last && !embed).then(|| self.push_sample(eos, step));
         step.sequences.push(StepSequence {
             tokens: range(first, step.tokens.len()),
             context_len: positions.end as u32,
             block_table: range(tables, step.block_tables.len()),
             sample,
-            embed: false,
+            embed,
         });
-        sample
+        Filled {
+            sample,
+            embed,
+            rows: rows.len() as u32,
+        }
     }
 
     /// Notes that `count` more tokens are computed, and gives the pool the blocks that became full.
@@ -214,11 +278,11 @@ impl Sequence {
         }
     }
 
-    fn generated(&self) -> usize {
+    pub(super) fn generated(&self) -> usize {
         self.tokens.len() - self.prompt_len
     }
 
-    fn below_min_tokens(&self) -> bool {
+    pub(super) fn below_min_tokens(&self) -> bool {
         self.generated() < self.sampling.min_tokens as usize
     }
 
@@ -235,45 +299,17 @@ impl Sequence {
         }
         (self.generated() >= self.max_tokens as usize).then_some(Finish::Length)
     }
+}
 
-    fn push_sample(&self, eos: &[u32], step: &mut Step) -> u32 {
-        let sampling = &self.sampling;
-        let (history, banned) = (step.history.len(), step.banned.len());
-        let penalised = sampling.has_penalties();
-        if penalised {
-            step.history.extend_from_slice(&self.tokens);
-        }
-        // `min_tokens` counts the token that is about to be sampled, so it may be a stop token only as the
-        // (min_tokens + 1)th.
-        if self.below_min_tokens() {
-            if !sampling.ignore_eos {
-                step.banned.extend_from_slice(eos);
-            }
-            step.banned.extend_from_slice(&sampling.stop_token_ids);
-        }
-        let output = if penalised {
-            history + self.prompt_len
-        } else {
-            history
-        };
-        step.samples.push(SampleSpec {
-            temperature: sampling.temperature,
-            top_p: sampling.top_p,
-            top_k: sampling.top_k,
-            min_p: sampling.min_p,
-            repetition_penalty: sampling.repetition_penalty,
-            presence_penalty: sampling.presence_penalty,
-            frequency_penalty: sampling.frequency_penalty,
-            seed: self.seed,
-            position: self.generated() as u32,
-            logprobs: sampling.logprobs,
-            prompt: range(history, output),
-            output: range(output, step.history.len()),
-            banned: range(banned, step.banned.len()),
-            ..SampleSpec::greedy()
-        });
-        step.samples.len() as u32 - 1
-    }
+/// What a sequence asks of a step.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Filled {
+    /// Index of its sample.
+    pub(super) sample: Option<u32>,
+    /// Whether its embedding comes of it.
+    pub(super) embed: bool,
+    /// How many of its rows' log probabilities.
+    pub(super) rows: u32,
 }
 
 /// What a sampled token means for its request.
@@ -285,6 +321,6 @@ pub(super) struct Appended {
     pub(super) inter_token_gap: Option<Duration>,
 }
 
-fn range(start: usize, end: usize) -> Range<u32> {
+pub(super) fn range(start: usize, end: usize) -> Range<u32> {
     start as u32..end as u32
 }

@@ -6,10 +6,10 @@ use super::ServeError;
 use crate::backend::cpu::{CpuOptions, Quantization};
 use crate::backend::{BackendChoice, BackendInfo};
 use crate::export::kv_events::KvEventsConfig;
-use crate::flags::{BackendName, Flags, QuantizationName};
+use crate::flags::{BackendName, Flags, QuantizationName, SchedulingPolicy};
 use crate::kv::{HashAlgorithm, HashRecipe};
 use crate::model::Model;
-use crate::worker::SchedulerConfig;
+use crate::worker::{Policy, SchedulerConfig};
 
 /// KV memory where no flag says how much: room for as many full contexts as may run, but not more than this.
 const KV_MEMORY_BYTES_MAX: u64 = 1 << 30;
@@ -85,7 +85,15 @@ pub(super) fn scheduler(
         prefix_cache,
         eos_token_ids: model.generation.eos_token_ids.clone(),
         seed: flags.seed,
-        ..SchedulerConfig::default()
+        policy: match flags.scheduling_policy {
+            SchedulingPolicy::Fcfs => Policy::Fcfs,
+            SchedulingPolicy::Priority => Policy::Priority,
+        },
+        max_num_queued_tokens: flags.max_num_queued_tokens,
+        long_prefill_token_threshold: (flags.long_prefill_token_threshold > 0)
+            .then_some(flags.long_prefill_token_threshold),
+        max_decode_slowdown: (flags.max_decode_slowdown != 0.0)
+            .then_some(flags.max_decode_slowdown),
     }
 }
 

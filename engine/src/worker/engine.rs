@@ -6,24 +6,31 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use rustc_hash::FxHashMap;
-use tokio::sync::{mpsc, watch};
-use tracing::{debug, error, info};
+use tokio::runtime::Runtime;
+use tokio::sync::mpsc;
+use tracing::{error, info};
 
-use super::handle::{ClosedBy, Command, Shared, SharedStats};
-use super::progress::Progress;
+use super::command::{Command, Quiet};
+use super::handle::ClosedBy;
+use super::pause::tell;
+use super::shared::Shared;
 use super::{EngineHandle, EventSink, Observer, RequestWatch};
-use crate::backend::{Backend, BackendError, KvLayout, Step, StepOutput};
+use crate::backend::{Backend, BackendError, KvLayout, SleepLevel, Step, StepOutput};
 use crate::scheduler::{
     ConfigError, Finish, Outcome, Prepared, RequestReport, Scheduler, SchedulerConfig,
-    SequenceNumber, TokenUpdate,
+    SequenceNumber, Stats, TokenUpdate,
 };
 
 /// Commands besides the submissions of live requests that may be on their way; a further one waits for its turn.
 const CONTROL_COMMANDS: usize = 16;
+
+/// While the engine is paused with requests alive, it looks at least this often whether their readers left or their
+/// deadlines passed.
+const PAUSED_TURN: Duration = Duration::from_millis(50);
 
 /// Why the engine did not start.
 #[derive(Debug, thiserror::Error)]
@@ -59,18 +66,7 @@ pub fn start(
     backend.allocate(&layout)?;
     let scheduler = Scheduler::new(config)?;
     let limits = scheduler.queue_limits();
-    let shared = Arc::new(Shared {
-        intake: scheduler.intake(),
-        limits,
-        live: AtomicUsize::new(0),
-        draining: AtomicBool::new(false),
-        tickets: AtomicU64::new(0),
-        abort_below: AtomicU64::new(0),
-        healthy: AtomicBool::new(true),
-        stats: SharedStats::default(),
-        idle: watch::Sender::new(()),
-        progress: Progress::new(),
-    });
+    let shared = Arc::new(Shared::new(scheduler.intake(), limits));
     let (sender, commands) = mpsc::channel(limits.live_max() + CONTROL_COMMANDS);
     let engine = Engine {
         scheduler,
@@ -85,6 +81,11 @@ pub fn start(
         output: StepOutput::default(),
         outcome: Outcome::default(),
         leaving: Vec::new(),
+        quiet: Vec::new(),
+        asleep: None,
+        timer: tokio::runtime::Builder::new_current_thread()
+            .enable_time()
+            .build()?,
     };
     let thread = std::thread::Builder::new().name("engine".to_owned());
     let thread = thread.spawn(move || engine.run())?;
@@ -92,24 +93,30 @@ pub fn start(
 }
 
 /// Everything the thread owns.
-struct Engine {
-    scheduler: Scheduler,
-    backend: Box<dyn Backend>,
+pub(super) struct Engine {
+    pub(super) scheduler: Scheduler,
+    pub(super) backend: Box<dyn Backend>,
     sink: Box<dyn EventSink>,
     observer: Box<dyn Observer>,
     commands: mpsc::Receiver<Command>,
-    shared: Arc<Shared>,
+    pub(super) shared: Arc<Shared>,
     /// One for each request in the scheduler.
-    clients: FxHashMap<SequenceNumber, Client>,
+    pub(super) clients: FxHashMap<SequenceNumber, Client>,
     started: Instant,
     step: Step,
     output: StepOutput,
     outcome: Outcome,
     /// Requests to end in this turn; kept for its memory.
-    leaving: Vec<(SequenceNumber, Finish)>,
+    pub(super) leaving: Vec<(SequenceNumber, Finish)>,
+    /// What to do once nothing runs; at most [`CONTROL_COMMANDS`].
+    pub(super) quiet: Vec<Quiet>,
+    /// The level at which the backend sleeps.
+    pub(super) asleep: Option<SleepLevel>,
+    /// Bounds the waits of a paused engine.
+    timer: Runtime,
 }
 
-struct Client {
+pub(super) struct Client {
     updates: mpsc::Sender<TokenUpdate>,
     closed: Arc<ClosedBy>,
     ticket: u64,
@@ -124,29 +131,50 @@ impl Engine {
         while self.take_commands() {
             self.shared.progress.note();
             self.end_leaving();
+            self.settle();
             self.step();
+            self.settle();
             self.publish_events();
             self.publish_gauges();
         }
         info!("engine thread ended");
     }
 
-    fn now(&self) -> Duration {
+    pub(super) fn now(&self) -> Duration {
         self.started.elapsed()
     }
 
-    /// Takes all commands that are there; waits for one when nothing is alive. False when all handles are gone.
+    /// Takes all commands that are there; waits for one when there is nothing to compute. False when all handles are
+    /// gone.
     fn take_commands(&mut self) -> bool {
-        if self.scheduler.is_empty() {
-            match self.commands.blocking_recv() {
-                Some(command) => self.take_command(command),
-                None => return false,
+        if !self.scheduler.has_work() {
+            match self.wait() {
+                Wait::Command(command) => self.take_command(command),
+                Wait::Over => {}
+                Wait::Closed => return false,
             }
         }
         while let Ok(command) = self.commands.try_recv() {
             self.take_command(command);
         }
         true
+    }
+
+    /// Waits for a command: for ever while no request is alive, for a while if some are, but paused.
+    fn wait(&mut self) -> Wait {
+        let command = if self.scheduler.is_empty() {
+            self.commands.blocking_recv()
+        } else {
+            let commands = &mut self.commands;
+            let waited = self
+                .timer
+                .block_on(async { tokio::time::timeout(PAUSED_TURN, commands.recv()).await });
+            let Ok(command) = waited else {
+                return Wait::Over;
+            };
+            command
+        };
+        command.map_or(Wait::Closed, Wait::Command)
     }
 
     fn take_command(&mut self, command: Command) {
@@ -166,22 +194,42 @@ impl Engine {
                 };
                 self.take_request(*request, client);
             }
-            Command::ResetPrefixCache(reply) => {
-                let done = self.scheduler.reset_prefix_cache();
-                info!(done, "prefix cache reset");
+            Command::ResetPrefixCache {
+                preempt_running,
+                reply,
+            } => {
                 // The reset is published before its caller hears of it.
+                let done = if preempt_running {
+                    self.clear_cache()
+                } else {
+                    self.scheduler.reset_prefix_cache()
+                };
                 self.publish_events();
-                if reply.send(done).is_err() {
-                    debug!("nobody waits for the prefix cache reset");
-                }
+                info!(done, "prefix cache reset");
+                tell(reply, done);
+            }
+            // One too many goes unanswered, which its asker sees.
+            Command::Pause { .. } if self.quiet.len() >= CONTROL_COMMANDS => {}
+            Command::Pause { mode, then } => self.pause(mode, then),
+            Command::Resume(reply) => {
+                let done = self.resume();
+                tell(reply, done);
+            }
+            Command::Wake(reply) => {
+                let done = self.wake();
+                tell(reply, done);
             }
         }
     }
 
     fn take_request(&mut self, request: Prepared, client: Client) {
         let now = self.now();
+        let tokens = request.prompt_tokens();
         let number = self.scheduler.add(request, now);
         self.clients.insert(number, client);
+        // In this order; see `Ticket::take`.
+        self.store_stats();
+        self.shared.release_arriving(tokens);
     }
 
     /// Ends the requests whose readers are gone, those that are to be aborted, and all of them once the backend has
@@ -201,11 +249,15 @@ impl Engine {
             };
             self.leaving.push((*number, finish));
         }
+        let now = self.now();
+        while let Some(number) = self.scheduler.expired(now) {
+            self.leaving.push((number, Finish::Deadline));
+        }
         self.end();
     }
 
-    /// Ends the requests in `leaving`. Their clients hear of it once everything else shows it.
-    fn end(&mut self) {
+    /// Ends the requests in `leaving`; whoever is in it twice ends once. Their clients hear of it once everything else shows it.
+    pub(super) fn end(&mut self) {
         if self.leaving.is_empty() {
             return;
         }
@@ -240,6 +292,7 @@ impl Engine {
         self.scheduler
             .complete(&mut self.output, finished_at, &mut outcome);
         outcome.report.started_at = started_at;
+        outcome.report.stats.sleep_level = self.shared.sleep_level();
         self.shared.stats.store(&outcome.report.stats);
         self.publish_events();
         self.observer.step(&outcome.report);
@@ -271,7 +324,7 @@ impl Engine {
     }
 
     /// The device's state is unknown: ends every request, and refuses further ones.
-    fn fail(&mut self, reason: &str) {
+    pub(super) fn fail(&mut self, reason: &str) {
         error!(reason, "backend failed");
         self.shared.healthy.store(false, Ordering::Release);
         let error = Finish::Error(reason.to_owned());
@@ -295,18 +348,35 @@ impl Engine {
         }
     }
 
-    fn publish_events(&mut self) {
+    pub(super) fn publish_events(&mut self) {
         let events = self.scheduler.take_events();
         if !events.is_empty() {
             self.sink.publish(events);
         }
     }
 
-    fn publish_gauges(&mut self) {
-        let stats = self.scheduler.stats();
-        self.shared.stats.store(&stats);
+    pub(super) fn publish_gauges(&mut self) {
+        let stats = self.store_stats();
         self.observer.gauges(&stats);
     }
+
+    fn store_stats(&self) -> Stats {
+        let stats = Stats {
+            sleep_level: self.shared.sleep_level(),
+            ..self.scheduler.stats()
+        };
+        self.shared.stats.store(&stats);
+        stats
+    }
+}
+
+/// How a wait for a command ended.
+enum Wait {
+    Command(Command),
+    /// With none, for now.
+    Over,
+    /// All handles are gone.
+    Closed,
 }
 
 /// Marks the engine unhealthy when its thread ends by a panic of its own.

@@ -1,17 +1,17 @@
 //! The two things the rest of the program holds of the engine: a handle to submit requests, a stream for each of them.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{mpsc, oneshot};
 
+use super::command::{Command, PauseMode, Quiet, SleepError};
 use super::observer::RequestWatch;
-use super::progress::Progress;
-use crate::scheduler::{
-    Finish, Intake, NewRequest, Prepared, QueueLimits, Refused, Stats, TokenUpdate,
-};
+use super::shared::{Shared, Ticket};
+use crate::backend::SleepLevel;
+use crate::scheduler::{Finish, NewRequest, QueueBound, Refused, Stats, TokenUpdate};
 
 /// Gives work to the engine thread. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -24,10 +24,14 @@ pub struct EngineHandle {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SubmitError {
     /// The waiting queue is full; try again later, or elsewhere.
-    #[error("{limit} requests are waiting already")]
+    #[error("{limit} {} are waiting already", bound.of())]
     QueueFull {
-        /// The bound on waiting requests.
-        limit: usize,
+        /// Which bound on the queue holds.
+        bound: QueueBound,
+        /// Its value.
+        limit: u64,
+        /// When the queue is likely to have moved on; whole seconds, 1 to 60.
+        retry_after: Duration,
     },
     /// The engine is shutting down.
     #[error("the engine is draining")]
@@ -48,19 +52,6 @@ pub enum SubmitError {
     },
 }
 
-/// What the engine thread is asked to do.
-#[derive(Debug)]
-pub(super) enum Command {
-    Submit {
-        request: Box<Prepared>,
-        updates: mpsc::Sender<TokenUpdate>,
-        closed: Arc<ClosedBy>,
-        ticket: u64,
-        watch: Option<Arc<dyn RequestWatch>>,
-    },
-    ResetPrefixCache(oneshot::Sender<bool>),
-}
-
 /// How a stream's reader left: set before the channel closes, read by the engine thread after it has.
 #[derive(Debug, Default)]
 pub(super) struct ClosedBy {
@@ -75,25 +66,6 @@ impl ClosedBy {
             Finish::Abort
         }
     }
-}
-
-/// What handles and the engine thread share; atomics only, so neither side ever waits for the other.
-#[derive(Debug)]
-pub(super) struct Shared {
-    pub(super) intake: Intake,
-    pub(super) limits: QueueLimits,
-    /// Requests submitted and not ended.
-    pub(super) live: AtomicUsize,
-    pub(super) draining: AtomicBool,
-    /// Tickets handed out so far: the number of the next submission.
-    pub(super) tickets: AtomicU64,
-    /// Requests with a ticket below this are to be aborted.
-    pub(super) abort_below: AtomicU64,
-    pub(super) healthy: AtomicBool,
-    pub(super) stats: SharedStats,
-    /// Tells waiters that `live` may have become 0.
-    pub(super) idle: watch::Sender<()>,
-    pub(super) progress: Progress,
 }
 
 impl EngineHandle {
@@ -128,7 +100,7 @@ impl EngineHandle {
         }
         let prompt_tokens = request.prompt.len();
         let request = shared.intake.prepare(request)?;
-        let ticket = Ticket::take(shared)?;
+        let ticket = Ticket::take(shared, prompt_tokens as u64)?;
         let (sender, updates) = mpsc::channel(request.max_tokens() as usize + 1);
         let closed = Arc::new(ClosedBy::default());
         let command = Command::Submit {
@@ -147,9 +119,7 @@ impl EngineHandle {
                     prompt_tokens,
                 })
             }
-            Err(mpsc::error::TrySendError::Full(_)) => Err(SubmitError::QueueFull {
-                limit: shared.limits.waiting,
-            }),
+            Err(mpsc::error::TrySendError::Full(_)) => Err(shared.full(QueueBound::Requests)),
             Err(mpsc::error::TrySendError::Closed(_)) => Err(SubmitError::Unhealthy),
         }
     }
@@ -186,12 +156,85 @@ impl EngineHandle {
 
     /// Empties the prefix cache; false when a request still holds blocks, and then nothing changes.
     pub async fn reset_prefix_cache(&self) -> bool {
-        let (reply, answer) = oneshot::channel();
-        let command = Command::ResetPrefixCache(reply);
-        if self.commands.send(command).await.is_err() {
-            return false;
+        self.reset(false).await
+    }
+
+    /// Empties the prefix cache even while requests run: they lose their blocks, and compute their tokens again.
+    pub async fn reset_prefix_cache_preempting(&self) -> bool {
+        self.reset(true).await
+    }
+
+    async fn reset(&self, preempt_running: bool) -> bool {
+        let command = |reply| Command::ResetPrefixCache {
+            preempt_running,
+            reply,
+        };
+        self.ask(command).await.unwrap_or(false)
+    }
+
+    /// Holds the engine still until [`EngineHandle::resume`] and returns once it does; requests may be submitted
+    /// all the while, within the bounds of the queue. With `clear_cache` the prefix cache is emptied then.
+    ///
+    /// False when somebody resumed the engine before it held still, or when it has stopped.
+    pub async fn pause(&self, mode: PauseMode, clear_cache: bool) -> bool {
+        let command = |reply| Command::Pause {
+            mode,
+            then: Quiet::Pause { clear_cache, reply },
+        };
+        self.ask(command).await.is_some()
+    }
+
+    /// Goes on after a pause. False while the backend sleeps: wake it instead.
+    pub async fn resume(&self) -> bool {
+        self.ask(Command::Resume).await.unwrap_or(false)
+    }
+
+    /// Whether the engine holds still, or is about to.
+    pub fn is_paused(&self) -> bool {
+        self.shared.is_paused()
+    }
+
+    /// Pauses the engine and puts the backend to sleep; without a level it is a pause alone (vLLM's level 0). The
+    /// prefix cache is emptied, because the KV memory is given back.
+    ///
+    /// # Errors
+    /// See [`SleepError`].
+    pub async fn sleep(
+        &self,
+        level: Option<SleepLevel>,
+        mode: PauseMode,
+    ) -> Result<(), SleepError> {
+        let command = |reply| Command::Pause {
+            mode,
+            then: Quiet::Sleep { level, reply },
+        };
+        match self.ask(command).await {
+            Some(slept) => slept,
+            None if self.commands.is_closed() => Err(SleepError::Gone),
+            None => Err(SleepError::Resumed),
         }
-        answer.await.unwrap_or(false)
+    }
+
+    /// Wakes the backend if it sleeps, and goes on.
+    ///
+    /// # Errors
+    /// See [`SleepError`].
+    pub async fn wake(&self) -> Result<(), SleepError> {
+        self.ask(Command::Wake)
+            .await
+            .unwrap_or(Err(SleepError::Gone))
+    }
+
+    /// vLLM's number of the level at which the backend sleeps; 0 is awake.
+    pub fn sleep_level(&self) -> u32 {
+        self.shared.sleep_level()
+    }
+
+    /// Sends a command with a way to answer it; none when nobody answers.
+    async fn ask<T>(&self, command: impl FnOnce(oneshot::Sender<T>) -> Command) -> Option<T> {
+        let (reply, answer) = oneshot::channel();
+        self.commands.send(command(reply)).await.ok()?;
+        answer.await.ok()
     }
 
     /// Refuses requests from here on; those taken already run to their end. Await [`EngineHandle::idle`] for that.
@@ -265,126 +308,5 @@ impl RequestStream {
     /// Ends the request because a stop string was found in its text; it counts as stopped, not as aborted.
     pub fn stop(self) {
         self.closed.stop_string.store(true, Ordering::Release);
-    }
-}
-
-/// One place among the live requests; given back on drop unless kept.
-struct Ticket<'a> {
-    shared: &'a Shared,
-    kept: bool,
-}
-
-impl<'a> Ticket<'a> {
-    fn take(shared: &'a Shared) -> Result<Self, SubmitError> {
-        let limits = shared.limits;
-        let full = || SubmitError::QueueFull {
-            limit: limits.waiting,
-        };
-        let waiting = shared.stats.waiting() as usize;
-        // A thread that had nothing to do was silent for that long; its silence counts from here.
-        if shared.live.load(Ordering::SeqCst) == 0 {
-            shared.progress.note();
-        }
-        shared
-            .live
-            .fetch_update(Ordering::SeqCst, Ordering::SeqCst, |live| {
-                limits.admit(live, waiting).then_some(live + 1)
-            })
-            .map_err(|_| full())?;
-        let ticket = Self {
-            shared,
-            kept: false,
-        };
-        // Read after `live` was raised: a drain that sees no live request and a submit that sees no drain cannot
-        // both happen.
-        if shared.draining.load(Ordering::SeqCst) {
-            return Err(SubmitError::Draining);
-        }
-        Ok(ticket)
-    }
-
-    fn keep(mut self) {
-        self.kept = true;
-    }
-}
-
-impl Drop for Ticket<'_> {
-    fn drop(&mut self) {
-        if !self.kept {
-            self.shared.release_live();
-        }
-    }
-}
-
-impl Shared {
-    /// One live request less.
-    pub(super) fn release_live(&self) {
-        if self.live.fetch_sub(1, Ordering::AcqRel) == 1 {
-            self.idle.send_replace(());
-        }
-    }
-}
-
-/// [`Stats`] as atomics: written by the engine thread after each step, read by anyone.
-#[derive(Debug, Default)]
-pub(super) struct SharedStats {
-    gauges: [AtomicU32; 4],
-    totals: [AtomicU64; 7],
-}
-
-impl SharedStats {
-    pub(super) fn store(&self, stats: &Stats) {
-        let gauges = [
-            stats.running,
-            stats.waiting,
-            stats.blocks_used,
-            stats.blocks_total,
-        ];
-        let totals = [
-            stats.prefix_queries,
-            stats.prefix_hits,
-            stats.preemptions,
-            stats.prompt_tokens,
-            stats.prompt_tokens_cached,
-            stats.generated_tokens,
-            stats.prompt_tokens_cached_host,
-        ];
-        for (cell, value) in self.gauges.iter().zip(gauges) {
-            cell.store(value, Ordering::Release);
-        }
-        for (cell, value) in self.totals.iter().zip(totals) {
-            cell.store(value, Ordering::Release);
-        }
-    }
-
-    fn waiting(&self) -> u32 {
-        self.gauges[1].load(Ordering::Acquire)
-    }
-
-    fn load(&self) -> Stats {
-        let [running, waiting, blocks_used, blocks_total] =
-            std::array::from_fn(|i| self.gauges[i].load(Ordering::Acquire));
-        let [
-            prefix_queries,
-            prefix_hits,
-            preemptions,
-            prompt_tokens,
-            prompt_tokens_cached,
-            generated_tokens,
-            prompt_tokens_cached_host,
-        ] = std::array::from_fn(|i| self.totals[i].load(Ordering::Acquire));
-        Stats {
-            running,
-            waiting,
-            blocks_used,
-            blocks_total,
-            prefix_queries,
-            prefix_hits,
-            preemptions,
-            prompt_tokens,
-            prompt_tokens_cached,
-            generated_tokens,
-            prompt_tokens_cached_host,
-        }
     }
 }

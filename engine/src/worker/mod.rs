@@ -10,17 +10,24 @@
 //! threads. Each request has a channel of its own with room for every token it may generate, so the thread never
 //! waits for a slow client; the bound is `max_tokens`.
 //!
+//! The thread waits only where there is nothing to compute. While it is paused with requests alive it looks up now and
+//! then: their readers may leave, and their deadlines pass.
+//!
 //! A request is cancelled by dropping its stream: the thread looks at each live request's channel before a step and
 //! frees the blocks of those whose reader is gone. No message has to find its way, so none can be lost.
 
+mod command;
 mod engine;
 mod handle;
 mod observer;
+mod pause;
 mod progress;
 mod ranks;
+mod shared;
 #[cfg(test)]
 mod tests;
 
+pub use command::{PauseMode, SleepError};
 pub use engine::{StartError, start};
 pub use handle::{EngineHandle, RequestStream, SubmitError};
 pub use observer::{EventSink, Observer, RequestWatch};
@@ -28,6 +35,6 @@ pub use ranks::Ranks;
 
 pub use crate::sample::{SamplingParams, TokenLogprob};
 pub use crate::scheduler::{
-    Finish, NewRequest, Phases, RequestReport, SchedulerConfig, Stats, StepReport, Task,
-    TokenUpdate,
+    Finish, NewRequest, Phases, Policy, QueueBound, RequestReport, SchedulerConfig, Stats,
+    StepReport, Task, TokenUpdate,
 };

@@ -9,7 +9,11 @@ use std::time::Duration;
 
 use futures_util::future::join_all;
 
-use super::{EngineHandle, NewRequest, RequestStream, RequestWatch, Stats, SubmitError};
+use super::{
+    EngineHandle, NewRequest, PauseMode, RequestStream, RequestWatch, SleepError, Stats,
+    SubmitError,
+};
+use crate::backend::SleepLevel;
 
 /// All ranks of a worker; at least one. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -131,6 +135,59 @@ impl Ranks {
     pub async fn reset_prefix_cache(&self) -> bool {
         let resets = self.iter().map(EngineHandle::reset_prefix_cache);
         join_all(resets).await.into_iter().all(|done| done)
+    }
+
+    /// As [`Ranks::reset_prefix_cache`], but running requests give up their blocks for it.
+    pub async fn reset_prefix_cache_preempting(&self) -> bool {
+        let resets = self.iter().map(EngineHandle::reset_prefix_cache_preempting);
+        join_all(resets).await.into_iter().all(|done| done)
+    }
+
+    /// See [`EngineHandle::pause`]; true once every rank holds still.
+    pub async fn pause(&self, mode: PauseMode, clear_cache: bool) -> bool {
+        let pauses = self.iter().map(|engine| engine.pause(mode, clear_cache));
+        join_all(pauses).await.into_iter().all(|done| done)
+    }
+
+    /// See [`EngineHandle::resume`]; false when a rank sleeps.
+    pub async fn resume(&self) -> bool {
+        let resumes = self.iter().map(EngineHandle::resume);
+        join_all(resumes).await.into_iter().all(|done| done)
+    }
+
+    /// Whether any rank holds still, or is about to.
+    pub fn is_paused(&self) -> bool {
+        self.iter().any(EngineHandle::is_paused)
+    }
+
+    /// Puts every rank to sleep.
+    ///
+    /// # Errors
+    /// See [`EngineHandle::sleep`]; that of the first rank that has one.
+    pub async fn sleep(
+        &self,
+        level: Option<SleepLevel>,
+        mode: PauseMode,
+    ) -> Result<(), SleepError> {
+        let sleeps = self.iter().map(|engine| engine.sleep(level, mode));
+        join_all(sleeps).await.into_iter().collect()
+    }
+
+    /// Wakes every rank.
+    ///
+    /// # Errors
+    /// See [`EngineHandle::wake`]; that of the first rank that has one.
+    pub async fn wake(&self) -> Result<(), SleepError> {
+        let wakes = self.iter().map(EngineHandle::wake);
+        join_all(wakes).await.into_iter().collect()
+    }
+
+    /// vLLM's number of the deepest level at which any rank sleeps; 0 when all are awake.
+    pub fn sleep_level(&self) -> u32 {
+        self.iter()
+            .map(EngineHandle::sleep_level)
+            .max()
+            .unwrap_or(0)
     }
 
     /// Refuses requests from here on; those taken already run to their end. Await [`Ranks::idle`] for that.

@@ -1,5 +1,7 @@
 //! The engine thread from its handle: submitting, leaving, draining, and a backend that fails.
 
+mod pausing;
+
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -261,7 +263,14 @@ fn a_full_queue_refuses_and_recovers() {
     let (rig, gate) = Rig::gated();
     let submit = || rig.engine.submit(request(1..5, 1));
     let accepted: Vec<_> = (0..3).map(|_| submit().unwrap()).collect();
-    assert_eq!(submit().unwrap_err(), SubmitError::QueueFull { limit: 1 });
+    assert_eq!(
+        submit().unwrap_err(),
+        SubmitError::QueueFull {
+            bound: QueueBound::Requests,
+            limit: 1,
+            retry_after: Duration::from_secs(1),
+        }
+    );
     assert_eq!(rig.engine.live_requests(), 3);
     let waiting = std::thread::spawn(move || accepted.into_iter().map(all).collect::<Vec<_>>());
     while !waiting.is_finished() {

@@ -266,6 +266,21 @@ fn heads_that_are_too_wide_are_refused() {
 }
 
 #[test]
+fn a_backend_that_slept_computes_the_same() {
+    let mut rig = Rig::new(&small(), 2, 4);
+    let mut before = rig.sequences(&[9, 5], 3);
+    let expected = rig.step(&mut before, &[9, 5]);
+    let level = SleepLevel::DiscardAll;
+    let error = rig.backend.sleep(level).unwrap_err();
+    assert_eq!(error.to_string(), "the cpu backend cannot sleep at level 2");
+    rig.backend.sleep(SleepLevel::KeepWeights).unwrap();
+    rig.backend.wake().unwrap();
+    rig.backend.kv.poison();
+    let mut after = rig.sequences(&[9, 5], 3);
+    assert_eq!(rig.step(&mut after, &[9, 5]), expected);
+}
+
+#[test]
 fn a_pool_beyond_the_address_space_is_an_error() {
     let mut rig = Rig::new(&small(), 1, 4);
     let layout = KvLayout {

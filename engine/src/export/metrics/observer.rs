@@ -21,7 +21,10 @@ impl Observer for MetricsObserver {
         let to = &self.series;
         to.running.set(f64::from(stats.running));
         to.waiting.set(f64::from(stats.waiting));
-        to.waiting_for_capacity.set(f64::from(stats.waiting));
+        let deferred = stats.waiting_deferred.min(stats.waiting);
+        to.waiting_for_capacity
+            .set(f64::from(stats.waiting - deferred));
+        to.waiting_deferred.set(f64::from(deferred));
         to.kv_usage.set(stats.kv_usage());
         to.prefix_queries.absolute(stats.prefix_queries);
         to.prefix_hits.absolute(stats.prefix_hits);
@@ -50,7 +53,8 @@ impl Observer for MetricsObserver {
         match &report.finish {
             Finish::Stop { .. } => finished.stop.increment(1),
             Finish::Length => finished.length.increment(1),
-            Finish::Abort => finished.abort.increment(1),
+            // vLLM has no reason of its own for a deadline; the engine ended it, and the answer is incomplete.
+            Finish::Abort | Finish::Deadline => finished.abort.increment(1),
             Finish::Error(_) => finished.error.increment(1),
         }
         self.series.requests.record(report);

@@ -14,6 +14,7 @@ pub(super) struct RankSeries {
     pub(super) running: Gauge,
     pub(super) waiting: Gauge,
     pub(super) waiting_for_capacity: Gauge,
+    pub(super) waiting_deferred: Gauge,
     pub(super) kv_usage: Gauge,
     /// Awake, weights offloaded, all discarded: one of them is 1.
     pub(super) sleep: [Gauge; 3],
@@ -111,6 +112,7 @@ impl RankSeries {
             running: gauges.running,
             waiting: gauges.waiting,
             waiting_for_capacity: gauges.waiting_for_capacity,
+            waiting_deferred: gauges.waiting_deferred,
             kv_usage: gauges.kv_usage,
             sleep: gauges.sleep,
             prefix_queries: on.counter(
@@ -183,6 +185,7 @@ struct Gauges {
     running: Gauge,
     waiting: Gauge,
     waiting_for_capacity: Gauge,
+    waiting_deferred: Gauge,
     kv_usage: Gauge,
     sleep: [Gauge; 3],
 }
@@ -197,8 +200,8 @@ impl Gauges {
             series::NUM_REQUESTS_WAITING,
             "Requests that wait to be scheduled.",
         );
-        // Nothing is ever deferred here (no adapters, no grammars, no remote KV), but the series has two reasons.
-        let [waiting_for_capacity, _deferred] = on.gauges(
+        // Deferred are those that wait for the end of a pause; there are no adapters, grammars or remote KV to wait for.
+        let [waiting_for_capacity, waiting_deferred] = on.gauges(
             series::NUM_REQUESTS_WAITING_BY_REASON,
             "Waiting requests by reason.",
             (series::REASON, ["capacity", "deferred"]),
@@ -220,6 +223,7 @@ impl Gauges {
             running,
             waiting,
             waiting_for_capacity,
+            waiting_deferred,
             kv_usage,
             sleep,
         }

@@ -1,0 +1,111 @@
+//! What is left of a step while it is being formed: tokens of the budget, and time.
+//!
+//! The time is what "a long prompt never stalls others" comes down to. While requests generate, the prompts of a step
+//! may take only so long that the step is `max_decode_slowdown` times as long as it would be without them. And never,
+//! beside decodes or alone, do they take more than [`PROMPT_SECONDS_MAX`], so that arrivals and departures are seen in
+//! time.
+//!
+//! With a slowdown of 2.5, prompts get 1.5 of 2.5 parts of the time while others generate: a long prompt then takes
+//! about 1.7 times as long as alone.
+
+use super::cost::{CostModel, Load, PromptCost};
+
+/// What the prompts of a step may take at most, on whatever machine.
+const PROMPT_SECONDS_MAX: f64 = 1.0;
+
+/// Tokens of prompts in a step as long as nothing is known of what they take.
+const FIRST_TOKENS: usize = 32;
+
+/// Tokens that always fit, or a prompt would never end on a machine where one token is too many.
+const LEAST_TOKENS: usize = 4;
+
+/// Tokens and time that are left.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Room {
+    /// Of the budget; decodes are counted in it.
+    pub(super) tokens: usize,
+    /// How many of those may be tokens of prompts.
+    prompt_tokens: usize,
+    /// Seconds that the prompts may take; infinite without a bound on time.
+    seconds: f64,
+    cost: PromptCost,
+    /// Tokens of prompts so far.
+    taken: usize,
+}
+
+impl Room {
+    /// All of the budget, and no bound on time.
+    pub(super) fn new(tokens: usize) -> Self {
+        Self {
+            tokens,
+            prompt_tokens: usize::MAX,
+            seconds: f64::INFINITY,
+            cost: PromptCost::default(),
+            taken: 0,
+        }
+    }
+
+    /// Bounds the prompts' time beside the decodes of `decodes`. `before` is how many tokens of prompts the latest
+    /// step with prompts had: the next has at most twice as many, so that a cost which was learned from small
+    /// chunks is not believed for a chunk of quite another size.
+    pub(super) fn bound_time(
+        &mut self,
+        model: &CostModel,
+        decodes: Load,
+        slowdown: f64,
+        before: usize,
+    ) {
+        let alone = decodes.decode_rows == 0;
+        if !alone && model.wants_decodes_alone() {
+            self.prompt_tokens = 0;
+            return;
+        }
+        let Some(cost) = model.prompt_cost() else {
+            if !alone {
+                self.prompt_tokens = FIRST_TOKENS;
+            }
+            return;
+        };
+        self.cost = cost;
+        self.seconds = PROMPT_SECONDS_MAX;
+        if !alone {
+            let beside = model.decode_seconds(decodes) * (slowdown - 1.0);
+            self.seconds = self.seconds.min(beside);
+            self.prompt_tokens = before.saturating_mul(2).max(FIRST_TOKENS);
+        }
+    }
+
+    /// Half of it, for the first in order when shorter prompts want the other half.
+    pub(super) fn half(&self) -> Self {
+        Self {
+            tokens: self.tokens.div_ceil(2),
+            prompt_tokens: self.prompt_tokens.saturating_sub(self.taken).div_ceil(2),
+            seconds: self.seconds / 2.0,
+            taken: 0,
+            ..*self
+        }
+    }
+
+    /// How many of the `lag` tokens after the first `start` of a prompt fit.
+    pub(super) fn fit(&self, start: usize, lag: usize) -> usize {
+        let within = if self.seconds.is_finite() {
+            let within = self.cost.tokens_within(self.seconds, start);
+            if self.taken == 0 {
+                within.max(LEAST_TOKENS)
+            } else {
+                within
+            }
+        } else {
+            usize::MAX
+        };
+        let prompts = self.prompt_tokens.saturating_sub(self.taken);
+        lag.min(self.tokens).min(prompts).min(within)
+    }
+
+    /// Takes `count` tokens of a prompt, after its first `start`.
+    pub(super) fn take(&mut self, start: usize, count: usize) {
+        self.tokens -= count.min(self.tokens);
+        self.taken += count;
+        self.seconds -= self.cost.seconds(start, count);
+    }
+}
