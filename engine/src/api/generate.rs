@@ -30,6 +30,8 @@ const REQUEST_ID_CHARS_MAX: usize = 256;
 
 /// Header with the client's id of the request.
 pub(super) const REQUEST_ID_HEADER: &str = "x-request-id";
+/// Header under which `observe` hands on the id that it made for a request without one; never a client's.
+pub(super) const MADE_REQUEST_ID_HEADER: &str = "x-pointsman-made-request-id";
 /// Header with the request's priority.
 pub(super) const PRIORITY_HEADER: &str = "x-vllm-priority";
 
@@ -52,10 +54,9 @@ impl Head {
         body_id: Option<&str>,
         model: String,
     ) -> Self {
-        let header = headers
-            .get(REQUEST_ID_HEADER)
-            .and_then(|value| value.to_str().ok());
-        let id = match header.or(body_id).filter(|id| !id.is_empty()) {
+        let named = header(headers, REQUEST_ID_HEADER).or(body_id);
+        let named = named.filter(|id| !id.is_empty());
+        let id = match named.or_else(|| header(headers, MADE_REQUEST_ID_HEADER)) {
             Some(id) => id.chars().take(REQUEST_ID_CHARS_MAX).collect(),
             None => format!("{:032x}", rand::random::<u128>()),
         };

@@ -18,6 +18,7 @@ use pointsman_proto::headers::{ENDPOINT_LOAD_METRICS, ENDPOINT_LOAD_METRICS_FORM
 use tracing::info;
 
 use super::Api;
+use super::generate::MADE_REQUEST_ID_HEADER;
 use crate::export::metrics::Served;
 
 /// Routes that are not counted.
@@ -72,14 +73,16 @@ pub(super) async fn observe(
     response.map(|body| Body::new(Watched { body, watch }))
 }
 
-/// The client's id, or else a new one that the handlers will find as if the client had sent it.
+/// The client's id, or else a new one; the handlers find the new one under [`MADE_REQUEST_ID_HEADER`], because an id
+/// in the body goes before it.
 fn request_id(headers: &mut HeaderMap) -> HeaderValue {
+    headers.remove(MADE_REQUEST_ID_HEADER);
     if let Some(id) = headers.get(REQUEST_ID).filter(|id| !id.is_empty()) {
         return id.clone();
     }
     let random = format!("{:032x}", rand::random::<u128>());
     let id = HeaderValue::try_from(random).unwrap_or(HeaderValue::from_static("0"));
-    headers.insert(HeaderName::from_static(REQUEST_ID), id.clone());
+    headers.insert(HeaderName::from_static(MADE_REQUEST_ID_HEADER), id.clone());
     id
 }
 
