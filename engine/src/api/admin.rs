@@ -19,7 +19,8 @@ use super::error::ApiError;
 pub(super) async fn health(State(api): State<Arc<Api>>) -> StatusCode {
     let limit = api.config.stall_timeout;
     let stalled = !limit.is_zero() && api.engine.silence() > limit;
-    if api.engine.is_healthy() && !api.engine.is_draining() && !stalled {
+    let closed = api.engine.is_draining() || api.stillness.refuses();
+    if api.engine.is_healthy() && !closed && !stalled {
         StatusCode::OK
     } else {
         StatusCode::SERVICE_UNAVAILABLE

@@ -6,9 +6,10 @@
 
 use std::sync::Arc;
 
-use pointsman_proto::openai::{FinishReason, StopReason};
+use pointsman_proto::openai::{ErrorBody, FinishReason, StopReason};
 use pointsman_proto::prompt::PromptEncoder;
 
+use super::error::ApiError;
 use crate::sample::TokenLogprob;
 use crate::scheduler::{Finish, TokenUpdate};
 use crate::text::{Detokenizer, Pieces, StopStrings};
@@ -46,8 +47,8 @@ pub(super) enum End {
         stopped_by: Option<StopReason>,
         by_stop_string: bool,
     },
-    /// The engine could not go on; the text says why.
-    Failed(String),
+    /// The engine could not go on, or the time was over; what is answered in place of the rest.
+    Failed(Box<ErrorBody>),
 }
 
 /// The state of one answer.
@@ -120,7 +121,7 @@ impl Choice {
             self.take(&held, &mut delta);
             if delta.end.is_none() {
                 delta.text.push_str(&self.stops.finish());
-                delta.end = Some(End::of(finish));
+                delta.end = Some(End::of(&finish));
             }
         }
         delta
@@ -157,7 +158,7 @@ fn hide_token(update: &mut TokenUpdate) {
 }
 
 impl End {
-    fn of(finish: Finish) -> Self {
+    fn of(finish: &Finish) -> Self {
         let finished = |reason, stopped_by| Self::Finished {
             reason,
             stopped_by,
@@ -166,8 +167,10 @@ impl End {
         match finish {
             Finish::Stop { token } => finished(FinishReason::Stop, token.map(StopReason::Token)),
             Finish::Length => finished(FinishReason::Length, None),
-            Finish::Abort | Finish::Deadline => finished(FinishReason::Abort, None),
-            Finish::Error(message) => Self::Failed(message),
+            Finish::Abort => finished(FinishReason::Abort, None),
+            Finish::Error(_) | Finish::Deadline => {
+                Self::Failed(Box::new(ApiError::ended(finish).into_body()))
+            }
         }
     }
 }
@@ -336,7 +339,10 @@ mod tests {
     fn an_error_ends_the_answer_as_failed() {
         let mut choice = Choice::new(encoder(), &[], &TextOptions::default());
         let delta = choice.push(update(None, Some(Finish::Error("no memory".to_owned()))));
-        assert_eq!(delta.end, Some(End::Failed("no memory".to_owned())));
+        assert_eq!(
+            delta.end,
+            Some(End::Failed(Box::new(ErrorBody::internal("no memory"))))
+        );
         assert_eq!((choice.generated_tokens(), choice.cached_tokens()), (0, 16));
     }
 }

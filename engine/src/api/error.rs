@@ -79,6 +79,11 @@ impl ApiError {
         }
     }
 
+    /// What is sent.
+    pub(super) fn into_body(self) -> ErrorBody {
+        *self.body
+    }
+
     #[cfg(test)]
     pub(super) fn body(&self) -> &ErrorBody {
         &self.body

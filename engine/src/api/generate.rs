@@ -12,7 +12,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use axum::http::HeaderMap;
 use pointsman_proto::headers::EXPECTED_TIMEOUT_MS;
-use pointsman_proto::openai::Usage;
+use pointsman_proto::openai::{ErrorBody, Usage};
 
 use super::Api;
 use super::caller::Caller;
@@ -182,8 +182,8 @@ impl Generation {
     pub(super) fn next_ready(&mut self) -> Option<(usize, Delta)> {
         let (index, update) = self.ready.pop_front()?;
         let Some(update) = update else {
-            let reason = "the engine stopped before the answer was complete".to_owned();
-            let end = Some(End::Failed(reason));
+            let reason = "the engine stopped before the answer was complete";
+            let end = Some(End::Failed(Box::new(ErrorBody::internal(reason))));
             return Some((
                 index,
                 Delta {

@@ -143,6 +143,7 @@ async fn sleep(State(api): State<Arc<Api>>, uri: Uri) -> Result<Json<Value>, Api
         }
     }
     let level = level.map_or(0, SleepLevel::number);
+    note_level(&api);
     Ok(Json(json!({ "status": "sleeping", "level": level })))
 }
 
@@ -170,10 +171,17 @@ async fn wake_up(State(api): State<Arc<Api>>, uri: Uri) -> Result<Json<Value>, A
         let woken = api.engine.wake().await;
         woken.map_err(|error| ApiError::internal(error.to_string()))?;
         api.stillness.end();
+        note_level(&api);
     }
     let status = if all { "awake" } else { "sleeping" };
     let tags = (!tags.is_empty()).then_some(tags);
     Ok(Json(json!({ "status": status, "tags": tags })))
+}
+
+fn note_level(api: &Api) {
+    let level = api.engine.sleep_level();
+    api.metrics
+        .sleep_level(u8::try_from(level).unwrap_or(u8::MAX));
 }
 
 async fn is_sleeping(State(api): State<Arc<Api>>) -> Json<Value> {

@@ -16,7 +16,7 @@ use axum::http::{HeaderValue, header};
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use futures_util::stream;
-use pointsman_proto::openai::{ErrorBody, STREAM_DONE, StreamOptions, Usage};
+use pointsman_proto::openai::{STREAM_DONE, StreamOptions, Usage};
 use serde::Serialize;
 
 use super::choice::{Delta, End};
@@ -65,8 +65,8 @@ pub(super) async fn respond<A: Answer>(
 
 async fn whole<A: Answer>(mut generation: Generation, mut answer: A) -> Result<Response, ApiError> {
     while let Some((index, delta)) = generation.next().await {
-        if let Some(End::Failed(reason)) = &delta.end {
-            return Err(ApiError::internal(reason.clone()));
+        if let Some(End::Failed(error)) = delta.end {
+            return Err(ApiError::new(*error));
         }
         answer.add(index, delta);
     }
@@ -145,12 +145,12 @@ impl<A: Answer> Streamed<A> {
         (!frame.is_empty()).then(|| Bytes::from(frame))
     }
 
-    fn write(&mut self, index: usize, mut delta: Delta, frame: &mut Vec<u8>) {
-        if let Some(End::Failed(reason)) = &mut delta.end {
+    fn write(&mut self, index: usize, delta: Delta, frame: &mut Vec<u8>) {
+        if let Some(End::Failed(error)) = &delta.end {
             for (held, _) in self.sent.iter_mut().filter_map(|sent| sent.held.take()) {
                 write_event(frame, &held);
             }
-            write_event(frame, &ErrorBody::internal(std::mem::take(reason)));
+            write_event(frame, error);
             self.finish(frame);
             return;
         }
