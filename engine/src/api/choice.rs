@@ -46,6 +46,8 @@ pub(super) enum End {
         stopped_by: Option<StopReason>,
         by_stop_string: bool,
     },
+    /// The time that the request had was over.
+    TimedOut,
     /// The engine could not go on; the text says why.
     Failed(String),
 }
@@ -166,7 +168,8 @@ impl End {
         match finish {
             Finish::Stop { token } => finished(FinishReason::Stop, token.map(StopReason::Token)),
             Finish::Length => finished(FinishReason::Length, None),
-            Finish::Abort | Finish::Deadline => finished(FinishReason::Abort, None),
+            Finish::Abort => finished(FinishReason::Abort, None),
+            Finish::Deadline => Self::TimedOut,
             Finish::Error(message) => Self::Failed(message),
         }
     }

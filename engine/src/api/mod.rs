@@ -62,6 +62,7 @@ use error::ApiError;
 pub use faults::with_faults;
 use intake::Intake;
 use sampling::Limits;
+use sleep::Stillness;
 use token_fields::Vocabulary;
 
 /// JSON has no infinity, so the log probability of the impossible is this, as in vLLM.
@@ -122,6 +123,7 @@ struct Api {
     encoder: Arc<PromptEncoder>,
     metrics: MetricsPage,
     intake: Intake,
+    stillness: Stillness,
     config: ApiConfig,
     /// Texts of tokens that need no decoding.
     pieces: Arc<Pieces>,
@@ -138,6 +140,7 @@ pub fn router(
         engine,
         metrics,
         intake: Intake::new(),
+        stillness: Stillness::default(),
         pieces: Arc::new(Pieces::new(encoder.tokenizer())),
         encoder,
         config,
@@ -161,7 +164,7 @@ pub fn router(
         .route("/load", get(admin::load))
         .route("/kv_event_sources", get(admin::kv_event_sources));
     if api.config.dev_mode {
-        router = router.merge(dev::routes());
+        router = router.merge(dev::routes()).merge(sleep::routes());
     }
     let keys: Arc<[String]> = api.config.api_keys.iter().cloned().collect();
     let observed = from_fn_with_state(Arc::clone(&api), observe::observe);
@@ -228,6 +231,9 @@ impl Api {
         if !self.engine.is_healthy() {
             return Err(ApiError::unavailable("the worker's backend has failed"));
         }
+        if self.stillness.refuses() {
+            return Err(ApiError::unavailable("the worker is paused or sleeps"));
+        }
         Ok(())
     }
 }
@@ -239,6 +245,7 @@ fn reasons(end: Option<End>) -> (Option<FinishReason>, Option<StopReason>) {
         Some(End::Finished {
             reason, stopped_by, ..
         }) => (Some(reason), stopped_by),
+        Some(End::TimedOut) => (Some(FinishReason::Abort), None),
         Some(End::Failed(_)) => (Some(FinishReason::Error), None),
     }
 }

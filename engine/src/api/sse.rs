@@ -23,6 +23,7 @@ use super::choice::{Delta, End};
 use super::error::ApiError;
 use super::generate::Generation;
 use super::template::Template;
+use crate::scheduler::Finish;
 
 /// Bytes of one write beyond which no further event is joined to it.
 const FRAME_BYTES: usize = 16 << 10;
@@ -67,6 +68,9 @@ async fn whole<A: Answer>(mut generation: Generation, mut answer: A) -> Result<R
     while let Some((index, delta)) = generation.next().await {
         if let Some(End::Failed(reason)) = &delta.end {
             return Err(ApiError::internal(reason.clone()));
+        }
+        if delta.end == Some(End::TimedOut) {
+            return Err(ApiError::ended(&Finish::Deadline));
         }
         answer.add(index, delta);
     }
