@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use super::Api;
 use super::error::ApiError;
 
-/// 200 while the worker takes requests, 503 while it drains, after its backend failed, or while a step hangs; never a
+/// 200 while the worker takes requests, 503 while it drains or sleeps, after its backend failed, or while a step hangs; never a
 /// body.
 pub(super) async fn health(State(api): State<Arc<Api>>) -> StatusCode {
     let limit = api.config.stall_timeout;

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use axum::body::Body;
 use axum::extract::State;
-use axum::http::HeaderMap;
+use axum::http::{HeaderMap, Uri};
 use axum::routing::{get, post};
 use axum::{Json, Router};
 use pointsman_proto::openai::ErrorBody;
@@ -14,6 +14,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::error::ApiError;
+use super::query::Query;
 use super::{Api, body};
 
 /// The routes of developer mode.
@@ -24,9 +25,18 @@ pub(super) fn routes() -> Router<Arc<Api>> {
         .route("/server_info", get(server_info))
 }
 
-/// Forgets all cached prefixes, unless a request is using blocks.
-async fn reset_prefix_cache(State(api): State<Arc<Api>>) -> Json<Value> {
-    Json(json!({ "success": api.engine.reset_prefix_cache().await }))
+/// Forgets all cached prefixes, unless a request is using blocks; asked to, running requests give theirs up and compute
+/// their tokens again.
+async fn reset_prefix_cache(
+    State(api): State<Arc<Api>>,
+    uri: Uri,
+) -> Result<Json<Value>, ApiError> {
+    let success = if Query::of(&uri)?.flag("reset_running_requests", false)? {
+        api.engine.reset_prefix_cache_preempting().await
+    } else {
+        api.engine.reset_prefix_cache().await
+    };
+    Ok(Json(json!({ "success": success })))
 }
 
 /// The body of `/abort_requests`.

@@ -123,8 +123,8 @@ struct Api {
     encoder: Arc<PromptEncoder>,
     metrics: MetricsPage,
     intake: Intake,
-    config: ApiConfig,
     stillness: Stillness,
+    config: ApiConfig,
     /// Texts of tokens that need no decoding.
     pieces: Arc<Pieces>,
 }
@@ -232,7 +232,7 @@ impl Api {
             return Err(ApiError::unavailable("the worker's backend has failed"));
         }
         if self.stillness.refuses() {
-            return Err(ApiError::unavailable("the worker is paused"));
+            return Err(ApiError::unavailable("the worker is paused or sleeps"));
         }
         Ok(())
     }

@@ -258,3 +258,156 @@ async fn an_operator_can_abort_everything() {
         worker.engine.max_model_len()
     );
 }
+
+fn endless() -> Value {
+    json!({"prompt": [5, 6, 7], "max_tokens": 2000, "ignore_eos": true, "stream": true, "seed": 1})
+}
+
+#[tokio::test]
+async fn a_paused_worker_refuses_and_goes_on_afterwards() {
+    let worker = Worker::start(&["--server-dev-mode"]).await;
+    let mut events = worker.open("/v1/completions", &endless()).await;
+    events.next().await.unwrap();
+    assert_eq!(
+        worker.ask("/pause", &json!({})).await,
+        json!({"status": "paused"})
+    );
+    let events = events.all().await;
+    assert_eq!(
+        events.last().unwrap()["choices"][0]["finish_reason"],
+        "abort"
+    );
+    assert_eq!(
+        worker.get("/is_paused").await.json(),
+        json!({"is_paused": true})
+    );
+    let short = json!({"prompt": "x", "max_tokens": 1});
+    for reply in [
+        worker.post("/v1/completions", &short).await,
+        worker.get("/health").await,
+    ] {
+        assert_eq!(reply.status, StatusCode::SERVICE_UNAVAILABLE);
+    }
+    assert_eq!(
+        worker.ask("/resume", &json!({})).await,
+        json!({"status": "resumed"})
+    );
+    assert_eq!(worker.get("/health").await.status, StatusCode::OK);
+    worker.ask("/v1/completions", &short).await;
+}
+
+#[tokio::test]
+async fn a_worker_that_keeps_its_requests_goes_on_with_them() {
+    let worker = Worker::start(&["--server-dev-mode"]).await;
+    let mut events = worker.open("/v1/completions", &endless()).await;
+    events.next().await.unwrap();
+    worker.ask("/pause?mode=keep", &json!({})).await;
+    let still = worker.engine.stats();
+    assert_eq!(still.running + still.waiting, 1);
+    worker.ask("/resume", &json!({})).await;
+    events.next().await.unwrap();
+    let reply = worker.post("/pause?mode=never", &json!({})).await;
+    assert_eq!(reply.json()["error"]["param"], "mode");
+}
+
+#[tokio::test]
+async fn a_sleeping_worker_wakes_by_its_tags_and_answers_as_before() {
+    let worker = Worker::start(&["--server-dev-mode"]).await;
+    let body = json!({"prompt": vec![9; 40], "max_tokens": 8, "temperature": 0, "ignore_eos": true,
+                      "return_token_ids": true});
+    let before = worker.ask("/v1/completions", &body).await;
+    let slept = worker.ask("/sleep?level=1", &json!({})).await;
+    assert_eq!(slept, json!({"status": "sleeping", "level": 1}));
+    assert_eq!(
+        worker.get("/is_sleeping").await.json(),
+        json!({"is_sleeping": true})
+    );
+    assert_eq!(
+        worker.get("/health").await.status,
+        StatusCode::SERVICE_UNAVAILABLE
+    );
+    assert_eq!(
+        worker.ask("/wake_up?tags=weights", &json!({})).await,
+        json!({"status": "sleeping", "tags": ["weights"]})
+    );
+    assert_eq!(
+        worker.ask("/wake_up?tags=kv_cache", &json!({})).await,
+        json!({"status": "awake", "tags": ["kv_cache"]})
+    );
+    assert_eq!(
+        worker.get("/is_sleeping").await.json(),
+        json!({"is_sleeping": false})
+    );
+    let after = worker.ask("/v1/completions", &body).await;
+    assert_eq!(
+        after["choices"][0]["token_ids"],
+        before["choices"][0]["token_ids"]
+    );
+    assert_eq!(after["usage"]["prompt_tokens_details"]["cached_tokens"], 0);
+    for (path, param) in [("/sleep?level=3", "level"), ("/wake_up?tags=all", "tags")] {
+        assert_eq!(
+            worker.post(path, &json!({})).await.json()["error"]["param"],
+            param
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_request_whose_time_is_over_is_504() {
+    let worker = Worker::start(&[]).await;
+    let mut body = endless();
+    body["stream"] = json!(false);
+    let headers = [("x-envoy-expected-rq-timeout-ms", "30")];
+    let response = worker
+        .send(Method::POST, "/v1/completions", &headers, body.to_string())
+        .await;
+    let reply = Reply::read(response).await;
+    assert_eq!(
+        reply.status,
+        StatusCode::GATEWAY_TIMEOUT,
+        "{}",
+        reply.text()
+    );
+    assert_eq!(reply.json()["error"]["code"], 504);
+    worker
+        .until("its blocks are free", |stats| stats.blocks_used == 0)
+        .await;
+}
+
+#[tokio::test]
+async fn embeddings_have_length_one_and_agree_in_every_form() {
+    let worker = Worker::start(&[]).await;
+    let embed = async |body: &Value| worker.ask("/v1/embeddings", body).await;
+    let both = embed(&json!({"input": ["A train leaves.", "The signal is red"]})).await;
+    let floats = |answer: &Value, index: usize| -> Vec<f64> {
+        serde_json::from_value(answer["data"][index]["embedding"].clone()).unwrap()
+    };
+    let first = floats(&both, 0);
+    let length: f64 = first.iter().map(|value| value * value).sum();
+    assert!((length - 1.0).abs() < 1e-4, "{length}");
+    assert_ne!(first, floats(&both, 1));
+    let text = json!({"prompt": "A train leaves."});
+    let tokens = worker.ask("/tokenize", &text).await["tokens"].clone();
+    let by_ids = embed(&json!({"input": tokens})).await;
+    assert_eq!(floats(&by_ids, 0), first);
+    assert_eq!(
+        by_ids["usage"]["prompt_tokens"],
+        by_ids["usage"]["total_tokens"]
+    );
+    let base64 = embed(&json!({"input": tokens, "encoding_format": "base64"})).await;
+    let text = base64["data"][0]["embedding"].as_str().unwrap();
+    assert_eq!(text.len(), (first.len() * 4).div_ceil(3) * 4);
+    for (body, param) in [
+        (json!({"input": []}), "input"),
+        (json!({}), "input"),
+        (json!({"input": "x", "dimensions": 3}), "dimensions"),
+        (
+            json!({"input": "x", "encoding_format": "hex"}),
+            "encoding_format",
+        ),
+    ] {
+        let reply = worker.post("/v1/embeddings", &body).await;
+        assert_eq!(reply.json()["error"]["param"], param, "{}", reply.text());
+    }
+    assert!(worker.engine.is_idle());
+}

@@ -117,6 +117,10 @@ fn good_requests() -> Vec<(&'static str, Value)> {
         ),
         ("/v1/completions/render", completion),
         (
+            "/v1/embeddings",
+            json!({"model": "demo", "input": ["Hello", "there"]}),
+        ),
+        (
             "/inference/v1/generate",
             json!({"token_ids": [5, 6], "sampling_params": {"max_tokens": 3}}),
         ),
