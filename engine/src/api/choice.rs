@@ -27,7 +27,7 @@ pub(super) struct TextOptions {
 }
 
 /// What one token update added to the answer.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Delta {
     pub(super) text: String,
     /// The token, none for an end without one.

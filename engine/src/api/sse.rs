@@ -178,7 +178,7 @@ impl<A: Answer> Streamed<A> {
     }
 
     /// Writes an event whose text is all that is new.
-    fn write_text(&mut self, index: usize, mut delta: Delta, frame: &mut Vec<u8>) {
+    fn write_text(&mut self, index: usize, delta: Delta, frame: &mut Vec<u8>) {
         let Some(sent) = self.sent.get_mut(index) else {
             return;
         };
@@ -186,16 +186,23 @@ impl<A: Answer> Streamed<A> {
             template.write(&delta.text, frame);
             return;
         }
-        let text = std::mem::replace(&mut delta.text, Template::PLACEHOLDER.to_owned());
+        let probe = Delta {
+            text: Template::PLACEHOLDER.to_owned(),
+            ..delta.clone()
+        };
+        self.answer.chunks(index, probe, &mut self.events);
+        let mut bytes = Vec::with_capacity(512);
+        for event in self.events.drain(..) {
+            write_event(&mut bytes, &event);
+        }
+        if let Some(template) = Template::new(&bytes) {
+            sent.template.insert(template).write(&delta.text, frame);
+            return;
+        }
+        // The placeholder is elsewhere in the event as well, in a name that a client chose.
         self.answer.chunks(index, delta, &mut self.events);
         for event in self.events.drain(..) {
-            let mut bytes = Vec::with_capacity(512);
-            write_event(&mut bytes, &event);
-            match Template::new(&bytes) {
-                Some(template) => sent.template.insert(template).write(&text, frame),
-                // The placeholder is elsewhere in the event as well, in a name that a client chose.
-                None => frame.extend_from_slice(&bytes),
-            }
+            write_event(frame, &event);
         }
     }
 

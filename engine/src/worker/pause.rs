@@ -32,7 +32,7 @@ impl Engine {
         self.quiet.push(then);
     }
 
-    /// Does what was to be done once the engine holds still, if it does.
+    /// Does what was to be done once the engine holds still, if it does. It is published before its asker hears of it.
     pub(super) fn settle(&mut self) {
         if self.quiet.is_empty() || self.scheduler.has_work() {
             return;
@@ -44,15 +44,16 @@ impl Engine {
                     if clear_cache {
                         self.clear_cache();
                     }
+                    self.publish_gauges();
                     tell(reply, ());
                 }
                 Quiet::Sleep { level, reply } => {
                     let slept = self.sleep(level);
+                    self.publish_gauges();
                     tell(reply, slept);
                 }
             }
         }
-        self.publish_gauges();
     }
 
     /// Goes on. False, and nothing changes, while the backend sleeps.

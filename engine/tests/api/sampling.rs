@@ -79,8 +79,8 @@ async fn prompt_log_probabilities_do_not_depend_on_the_cache_or_on_chunks() {
     });
     let mut seen: Vec<Value> = Vec::new();
     for flags in [
-        &["--max-num-batched-tokens", "2048"],
-        &["--max-num-batched-tokens", "17"],
+        &["--max-num-batched-tokens", "2048", "--max-num-seqs", "4"],
+        &["--max-num-batched-tokens", "17", "--max-num-seqs", "4"],
     ] {
         let worker = Worker::start(flags).await;
         for _ in 0..2 {

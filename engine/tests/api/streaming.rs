@@ -171,3 +171,17 @@ async fn a_chat_opens_with_the_role_whatever_the_interval() {
         assert_eq!(events.len(), if interval == "1" { 21 } else { 5 });
     }
 }
+
+#[tokio::test]
+async fn a_model_named_like_the_placeholder_of_texts_gets_its_texts() {
+    let name = "the text goes here: 5cd0e6b1";
+    let worker = Worker::start_sim(&["--sim-speedup", "inf", "--served-model-name", name]).await;
+    let whole = worker.ask("/v1/completions", &body(&json!({}))).await;
+    let request = stream(&json!({ "model": name }));
+    let events = worker.open("/v1/completions", &request).await.all().await;
+    assert_eq!(events[1]["model"], name);
+    assert_eq!(
+        text(&events, 0),
+        whole["choices"][0]["text"].as_str().unwrap()
+    );
+}

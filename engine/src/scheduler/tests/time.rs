@@ -234,7 +234,7 @@ fn a_machine_that_becomes_slower_is_followed() {
     rig.until_first_token(long);
     rig.machine = SMALL_ON_CPU;
     let long = rig.add(16_000, 1);
-    rig.turns(150);
+    rig.turns(300);
     let before = rig.micros;
     rig.until_first_token(long);
     let quiet = SMALL_ON_CPU.base + 4.0 * SMALL_ON_CPU.row;
