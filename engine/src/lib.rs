@@ -11,6 +11,7 @@
 //!
 //! The crate never imports the endpoint picker; what both must agree on is in `pointsman-proto`.
 
+pub mod faults;
 pub mod flags;
 pub mod serve;
 

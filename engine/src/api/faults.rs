@@ -19,8 +19,7 @@ use tokio::task::yield_now;
 use tokio::time::sleep;
 
 use super::error::ApiError;
-use crate::backend::sim::faults::RefuseHow;
-use crate::backend::sim::{FaultPlan, Faults};
+use crate::faults::{FaultPlan, Faults, RefuseHow};
 
 /// A metrics page that is larger is shown as it is, frozen or not.
 const PAGE_BYTES_MAX: usize = 16 << 20;

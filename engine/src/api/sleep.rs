@@ -18,8 +18,7 @@ use serde_json::{Value, json};
 use super::Api;
 use super::error::ApiError;
 use super::query::Query;
-use crate::backend::SleepLevel;
-use crate::worker::{PauseMode, SleepError};
+use crate::worker::{PauseMode, SleepError, SleepLevel};
 
 /// What can be woken, by vLLM's names.
 const TAGS: [&str; 2] = ["weights", "kv_cache"];

@@ -2,7 +2,8 @@
 
 use clap::Args;
 
-use crate::backend::sim::{FaultPlan, GPUS, Gpu, MODELS, ModelShape};
+use crate::backend::sim::{GPUS, Gpu, MODELS, ModelShape};
+use crate::faults::{FaultPlan, FaultPlanError};
 
 /// What is simulated, and what goes wrong with it.
 #[derive(Args, Debug, Clone)]
@@ -58,7 +59,7 @@ fn parse_speedup(text: &str) -> Result<f64, String> {
 
 fn parse_faults(json: &str) -> Result<FaultPlan, String> {
     json.parse()
-        .map_err(|error: crate::backend::sim::faults::FaultPlanError| error.to_string())
+        .map_err(|error: FaultPlanError| error.to_string())
 }
 
 #[cfg(test)]

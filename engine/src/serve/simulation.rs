@@ -8,9 +8,10 @@ use tokenizers::Tokenizer;
 
 use super::ServeError;
 use crate::api::with_faults;
-use crate::backend::sim::faults::FaultyEvents;
-use crate::backend::sim::{Faults, SimBackend, TimeModel, Tokens};
+use crate::backend::sim::{SimBackend, TimeModel, Tokens};
 use crate::backend::{BackendChoice, BackendError};
+use crate::export::kv_events::FaultyEvents;
+use crate::faults::Faults;
 use crate::flags::{BackendName, Flags, SimFlags};
 use crate::model::Model;
 use crate::worker::EventSink;

@@ -33,6 +33,7 @@ pub use handle::{EngineHandle, RequestStream, SubmitError};
 pub use observer::{EventSink, Observer, RequestWatch};
 pub use ranks::Ranks;
 
+pub use crate::backend::SleepLevel;
 pub use crate::sample::{SamplingParams, TokenLogprob};
 pub use crate::scheduler::{
     Finish, NewRequest, Phases, Policy, QueueBound, RequestReport, SchedulerConfig, Stats,

@@ -3,13 +3,13 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::faults::Faults;
 use super::pace::{Pace, WallClock};
 use super::time_model::{StepShape, TimeModel};
 use super::tokens::{Tokens, mix};
 use crate::backend::{
     Backend, BackendError, BackendInfo, KvLayout, SleepLevel, Step, StepOutput, StepSequence,
 };
+use crate::faults::Faults;
 
 /// A model on a GPU, as far as the outside can tell.
 #[derive(Debug)]

@@ -6,14 +6,13 @@
 //! ```
 //!
 //! Everything above the backend is the real thing: scheduler, KV cache, API, metrics, events. So a fleet of such
-//! workers behaves towards a picker as a fleet of GPUs would, on two cores. [`Faults`] make them misbehave on
+//! workers behaves towards a picker as a fleet of GPUs would, on two cores. [`Faults`](crate::faults::Faults) make them misbehave on
 //! demand.
 //!
 //! [`TimeModel`], [`StepShape`] and [`Tokens`] are plain values and functions: a simulator in virtual time uses them
 //! without this backend, its clock or a thread.
 
 mod backend;
-pub mod faults;
 mod gpu;
 pub mod model_shape;
 mod pace;
@@ -21,7 +20,6 @@ pub mod time_model;
 mod tokens;
 
 pub use backend::SimBackend;
-pub use faults::{FaultPlan, Faults};
 pub use gpu::{GPUS, Gpu};
 pub use model_shape::{MODELS, ModelShape};
 pub use pace::Pace;

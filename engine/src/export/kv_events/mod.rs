@@ -15,8 +15,10 @@
 //! The payload is encoded in [`pointsman_proto::kv_events`]; this module knows sockets and numbers only.
 
 mod config;
+mod faulty;
 mod publisher;
 mod replay;
 
 pub use config::{KvEventsConfig, KvEventsConfigError};
+pub use faulty::FaultyEvents;
 pub use publisher::{KvEventPublisher, KvEventsError, Source, start};

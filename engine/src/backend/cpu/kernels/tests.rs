@@ -1,3 +1,5 @@
+//! The kernels of every instruction set that this machine has, against sums in plain loops.
+
 #![expect(
     clippy::float_cmp,
     reason = "what should be the same bits is compared as such"

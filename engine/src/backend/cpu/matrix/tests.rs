@@ -1,3 +1,5 @@
+//! Products of packed matrices: against plain loops, and the same bits however they are cut.
+
 #![expect(clippy::float_cmp, reason = "small integers are exact in f32")]
 
 use super::*;
