@@ -237,7 +237,8 @@ fn a_machine_that_becomes_slower_is_followed() {
     rig.turns(300);
     let before = rig.micros;
     rig.until_first_token(long);
-    let quiet = SMALL_ON_CPU.base + 4.0 * SMALL_ON_CPU.row;
+    // Steps without the prompt, too, take up to 5 % longer than the machine says.
+    let quiet = 1.05 * (SMALL_ON_CPU.base + 4.0 * SMALL_ON_CPU.row);
     let ratio = rig.p99_gap(before) / quiet;
     assert!(ratio <= 3.0, "{ratio}");
 }
