@@ -19,7 +19,7 @@ const LAYERS: usize = 30;
 const HEADS: usize = 9;
 const KV_HEADS: usize = 3;
 const HEAD_DIM: usize = 64;
-pub(super) const VOCABULARY: usize = 49_152;
+const VOCABULARY: usize = 49_152;
 /// Positions of the longest request.
 pub(super) const CONTEXT: usize = 32_768;
 /// What a complete folder holds, so that an interrupted one is written again.
