@@ -183,7 +183,6 @@ async fn cached_prompt(worker: &BenchWorker) -> Result<(f64, f64)> {
 /// The 99th percentile of the chats' gaps without and with the long prompt beside them, and its own time to the first
 /// token.
 async fn long_prompt(worker: &BenchWorker) -> Result<LongPrompt> {
-    let alone = stream(worker, &prompt(LONG_PROMPT), 1, None).await?;
     let (stop, stopped) = watch::channel(false);
     let mut chats = Chats::default();
     let joined = async {
@@ -205,7 +204,7 @@ async fn long_prompt(worker: &BenchWorker) -> Result<LongPrompt> {
         let _nobody_listens = stop.send(true);
     };
     let (streams, ()) = tokio::join!(joined, driver);
-    chats.result(&streams?, &alone)
+    chats.result(&streams?)
 }
 
 /// What the chats were watched through.
@@ -220,12 +219,11 @@ struct Chats {
 pub(super) struct LongPrompt {
     pub(super) gap_without: f64,
     pub(super) gap_with: f64,
-    pub(super) first_token_alone: f64,
-    pub(super) first_token_beside: f64,
+    pub(super) first_token: f64,
 }
 
 impl Chats {
-    fn result(self, streams: &[Stream], alone: &Stream) -> Result<LongPrompt> {
+    fn result(self, streams: &[Stream]) -> Result<LongPrompt> {
         let (from, to) = (self.calm.0.zip(self.calm.1)).context("the chats were not watched")?;
         let (end, long) = self.busy.context("the long prompt was not sent")?;
         let long = long?;
@@ -239,8 +237,7 @@ impl Chats {
         Ok(LongPrompt {
             gap_without: gaps((from, to)).context("no gaps without the long prompt")?,
             gap_with: gaps((to, end)).context("no gaps beside the long prompt")?,
-            first_token_alone: alone.first().context("no first token")?,
-            first_token_beside: long.first().context("no first token")?,
+            first_token: long.first().context("no first token")?,
         })
     }
 }
