@@ -20,7 +20,7 @@ use super::worker::BenchWorker;
 use crate::client::sse::EventParser;
 
 /// The longest wait for one more piece of a stream.
-const SILENCE_MAX: Duration = Duration::from_mins(5);
+const SILENCE_MAX: Duration = Duration::from_mins(30);
 
 /// Ids that the demo model's tokenizer knows, the special ones left out.
 const KNOWN: Range<u32> = 64..1024;
