@@ -1,6 +1,7 @@
 //! How fast the CPU backend steps: decode at several batches and contexts, and prefill, beside the memory's bandwidth.
 //!
-//! `cargo bench -p pointsman-engine --bench cpu [-- THREADS]` makes a model of SmolLM-135M's shape with random weights.
+//! `cargo bench -p pointsman-engine --bench cpu [-- [THREADS] [NAME]]` makes a model of SmolLM-135M's shape with random
+//! weights. With a NAME, it runs only the cases whose name contains it, and only with the weights as they are.
 //! All cases take turns in rounds, so that what else the machine does meanwhile happens to all of them; the table has
 //! medians. Decode reads every weight once a step, so its bytes in a second are to be read beside the memory's.
 
@@ -30,21 +31,29 @@ const BLOCKS: u32 = 1_200;
 const ROUNDS: usize = 5;
 const SUMMED_BYTES: usize = 512 << 20;
 
-/// New tokens of each of so many sequences, which have so many before them.
+/// Context of the chats that run beside something else.
+const CHAT_CONTEXT: u32 = 64;
+
+/// New tokens of each of so many sequences, which have so many before them, and chats of one new token beside them.
 #[derive(Clone, Copy)]
 struct Case {
     name: &'static str,
     sequences: u32,
     new: u32,
     before: u32,
+    chats: u32,
 }
 
-const CASES: [Case; 8] = [
+const CASES: [Case; 12] = [
     case("decode 1", 1, 1, 64),
     case("decode 8", 8, 1, 64),
     case("decode 32", 32, 1, 64),
     case("decode 1 at 2k", 1, 1, 2_047),
     case("decode 1 at 16k", 1, 1, 16_383),
+    case("prefill 4 at 12k", 1, 4, 12_284),
+    case("prefill 4 at 12k + 4", 1, 4, 12_284).beside(4),
+    case("prefill 16 at 12k + 4", 1, 16, 12_272).beside(4),
+    case("prefill 64 at 12k", 1, 64, 12_224),
     case("prefill 64", 1, 64, 0),
     case("prefill 512", 1, 512, 0),
     case("prefill 512 at 16k", 1, 512, 15_872),
@@ -56,12 +65,29 @@ const fn case(name: &'static str, sequences: u32, new: u32, before: u32) -> Case
         sequences,
         new,
         before,
+        chats: 0,
+    }
+}
+
+impl Case {
+    const fn beside(self, chats: u32) -> Self {
+        Self { chats, ..self }
+    }
+
+    /// New tokens, and tokens before them, of every sequence.
+    fn parts(self) -> impl Iterator<Item = (u32, u32)> {
+        let chats = (0..self.chats).map(|_| (1, CHAT_CONTEXT));
+        chats.chain((0..self.sequences).map(move |_| (self.new, self.before)))
     }
 }
 
 fn main() {
-    let threads = std::env::args().skip(1).find_map(|arg| arg.parse().ok());
-    let threads: usize = threads.unwrap_or(0);
+    let args = std::env::args().skip(1);
+    let args: Vec<String> = args.filter(|arg| !arg.starts_with("--")).collect();
+    let threads: usize = args.iter().find_map(|arg| arg.parse().ok()).unwrap_or(0);
+    let name = args.iter().find(|arg| arg.parse::<usize>().is_err());
+    let wanted = |case: &&Case| name.is_none_or(|name| case.name.contains(name.as_str()));
+    let cases: Vec<Case> = CASES.iter().filter(wanted).copied().collect();
     let folder = tempfile::tempdir().expect("a folder for the model");
     write_model(folder.path());
     let model = Model::open(folder.path()).expect("the model that was just written");
@@ -70,11 +96,16 @@ fn main() {
         "memory: {:.1} GB/s",
         median((0..5).map(|_| bandwidth(&words, threads))) / 1e9
     );
-    for quantization in [None, Some(Quantization::Int8)] {
+    let quantizations = [None, Some(Quantization::Int8)];
+    for quantization in quantizations
+        .into_iter()
+        .take(if name.is_some() { 1 } else { 2 })
+    {
         let started = Instant::now();
         let options = CpuOptions {
             threads,
             quantization,
+            ..CpuOptions::default()
         };
         let mut backend = CpuBackend::new(&model, options).expect("a backend");
         let packed = started.elapsed().as_secs_f64();
@@ -87,14 +118,14 @@ fn main() {
             })
             .expect("memory for the KV cache");
         let bytes = if quantization.is_some() { 1 } else { 2 };
-        measure(&mut backend, bytes, model.config.parameters());
+        measure(&mut backend, &cases, bytes, model.config.parameters());
     }
 }
 
-fn measure(backend: &mut dyn Backend, bytes: usize, weights: usize) {
-    let steps = CASES.map(step);
+fn measure(backend: &mut dyn Backend, cases: &[Case], bytes: usize, weights: usize) {
+    let steps: Vec<Step> = cases.iter().map(|case| step(*case)).collect();
     let mut output = StepOutput::default();
-    let mut seconds = CASES.map(|_| Vec::new());
+    let mut seconds = vec![Vec::new(); cases.len()];
     for round in 0..=ROUNDS {
         for (step, seconds) in steps.iter().zip(&mut seconds) {
             let repeats = if step.tokens.len() < 16 { 10 } else { 1 };
@@ -108,17 +139,19 @@ fn measure(backend: &mut dyn Backend, bytes: usize, weights: usize) {
             }
         }
     }
-    for (case, seconds) in CASES.iter().zip(seconds) {
+    for (case, seconds) in cases.iter().zip(seconds) {
         let seconds = median(seconds.into_iter());
-        let tokens = f64::from(case.sequences * case.new);
+        let tokens: f64 = case.parts().map(|(new, _)| f64::from(new)).sum();
         // What is multiplied with each weight but those of the head, which only the last rows meet, and with the context.
         let head = (VOCAB * HIDDEN) as f64;
         let body = weights as f64 - head;
-        let context = f64::from(case.before) + f64::from(case.new) / 2.0;
-        let attention = context * (2 * LAYERS * HEADS * HEAD_DIM) as f64;
-        let work = 2.0 * (tokens * (body + attention) + f64::from(case.sequences) * head);
+        let pairs = |(new, before)| f64::from(new) * (f64::from(before) + f64::from(new) / 2.0);
+        let pairs: f64 = case.parts().map(pairs).sum();
+        let attention = pairs * (2 * LAYERS * HEADS * HEAD_DIM) as f64;
+        let sequences = case.parts().count() as f64;
+        let work = 2.0 * (tokens * body + attention + sequences * head);
         println!(
-            "  {:<20} {:9.2} ms  {:8.1} tokens/s  {:6.1} GB/s of weights  {:6.1} GFLOP/s",
+            "  {:<22} {:9.2} ms  {:8.1} tokens/s  {:6.1} GB/s of weights  {:6.1} GFLOP/s",
             case.name,
             seconds * 1e3,
             tokens / seconds,
@@ -130,12 +163,12 @@ fn measure(backend: &mut dyn Backend, bytes: usize, weights: usize) {
 
 fn step(case: Case) -> Step {
     let mut step = Step::default();
-    let context = case.before + case.new;
-    let blocks = context.div_ceil(BLOCK);
-    for sequence in 0..case.sequences {
-        let first_block = 1 + sequence * blocks;
+    let mut first_block = 1;
+    for (sequence, (new, before)) in (0..).zip(case.parts()) {
+        let context = before + new;
+        let blocks = context.div_ceil(BLOCK);
         let (tokens, table) = (step.tokens.len() as u32, step.block_tables.len() as u32);
-        for position in case.before..context {
+        for position in before..context {
             step.tokens.push(position * 31 % VOCAB as u32);
             step.positions.push(position);
             step.slots.push(first_block * BLOCK + position);
@@ -149,6 +182,7 @@ fn step(case: Case) -> Step {
             embed: false,
         });
         step.samples.push(SampleSpec::greedy());
+        first_block += blocks;
     }
     step
 }

@@ -76,6 +76,11 @@ pub struct Flags {
     #[arg(long, value_name = "TOKENS", default_value_t = 16, value_parser = positive(), help_heading = "KV cache")]
     pub block_size: u32,
 
+    /// Type of the keys and values in memory: `bfloat16` takes half the memory of `float32`, for answers that are not
+    /// quite the model's. `auto` is `float32`.
+    #[arg(long, value_enum, default_value_t = KvCacheDtype::Auto, help_heading = "KV cache")]
+    pub kv_cache_dtype: KvCacheDtype,
+
     /// Number of KV blocks, whatever the memory [default: as many as fit].
     #[arg(long, value_name = "BLOCKS", value_parser = positive(), help_heading = "KV cache")]
     pub num_gpu_blocks_override: Option<u32>,
@@ -297,6 +302,17 @@ pub struct Flags {
 pub enum QuantizationName {
     /// 8-bit integers, one scale for each output; activations stay f32.
     Int8,
+}
+
+/// The values of `--kv-cache-dtype`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum KvCacheDtype {
+    /// `float32`.
+    Auto,
+    /// Half the memory, rounded.
+    Bfloat16,
+    /// As computed.
+    Float32,
 }
 
 /// The values of `--backend`.

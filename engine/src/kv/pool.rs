@@ -180,6 +180,14 @@ impl BlockPool {
         found.extend(digests.iter().map_while(find));
     }
 
+    /// How many blocks the longest cached prefix of `digests` has, in both tiers.
+    pub fn cached_prefix(&self, digests: &[BlockDigest]) -> usize {
+        let host = |digest: &BlockDigest| self.host.as_ref().and_then(|host| host.find(digest));
+        let cached =
+            |digest: &&BlockDigest| self.cached.contains_key(*digest) || host(digest).is_some();
+        digests.iter().take_while(cached).count()
+    }
+
     /// How many blocks would be left to allocate if a sequence of `blocks` blocks that begins with `hits` were
     /// admitted; none when it does not fit.
     pub fn left_after(&self, hits: &[Hit], blocks: usize) -> Option<u32> {

@@ -4,7 +4,8 @@
 //!
 //! ```text
 //! decode  = a + d · rows + e · context read          from steps without prompts
-//! prompts = b · tokens + c · pairs of tokens         from what steps with prompts took beyond their decodes
+//! prompts = b · tokens + c · pairs of tokens + f · context read
+//!                                                   from what steps with prompts took beyond their decodes
 //! ```
 //!
 //! The decode fit never sees a step with prompts: in a long run of mixed steps nothing would tell the two parts apart,
@@ -44,6 +45,8 @@ pub(super) struct Load {
     pub(super) prompt_tokens: u64,
     /// Pairs of such a token and a token that it attends to.
     pub(super) prompt_pairs: u64,
+    /// Tokens before the parts of prompts: each part reads them once, however short it is.
+    pub(super) prompt_context: u64,
 }
 
 impl Load {
@@ -57,22 +60,25 @@ impl Load {
     pub(super) fn add_prompt(&mut self, start: usize, count: usize) {
         self.prompt_tokens += count as u64;
         self.prompt_pairs += pairs(start, count);
+        self.prompt_context += start as u64;
     }
 
     /// Scaled so that the terms of ordinary steps are about 1.
     fn decode_terms(self) -> [f64; 3] {
         let rows = self.decode_rows as f64 / 16.0;
-        [1.0, rows, self.decode_context as f64 / 16_384.0]
+        [1.0, rows, self.decode_context as f64 / CONTEXT_SCALE]
     }
 
-    fn prompt_terms(self) -> [f64; 2] {
+    fn prompt_terms(self) -> [f64; 3] {
         let tokens = self.prompt_tokens as f64 / TOKENS_SCALE;
-        [tokens, self.prompt_pairs as f64 / PAIRS_SCALE]
+        let pairs = self.prompt_pairs as f64 / PAIRS_SCALE;
+        [tokens, pairs, self.prompt_context as f64 / CONTEXT_SCALE]
     }
 }
 
 const TOKENS_SCALE: f64 = 256.0;
 const PAIRS_SCALE: f64 = 256.0 * 1024.0;
+const CONTEXT_SCALE: f64 = 16_384.0;
 
 fn pairs(start: usize, count: usize) -> u64 {
     let (start, count) = (start as u64, count as u64);
@@ -83,7 +89,7 @@ fn pairs(start: usize, count: usize) -> u64 {
 #[derive(Clone, Debug, Default)]
 pub(super) struct CostModel {
     decode: Fit<3>,
-    prompts: Fit<2>,
+    prompts: Fit<3>,
     /// Steps with prompts beside decodes since the last one without.
     mixed: u32,
 }
@@ -119,10 +125,11 @@ impl CostModel {
 
     /// Seconds that prompts add; none before the first prompt.
     pub(super) fn prompt_cost(&self) -> Option<PromptCost> {
-        let [tokens, pairs] = self.prompts.weights;
+        let [tokens, pairs, context] = self.prompts.weights;
         (self.prompts.seen > 0).then_some(PromptCost {
             token: tokens / TOKENS_SCALE,
             pair: pairs / PAIRS_SCALE,
+            context: context / CONTEXT_SCALE,
         })
     }
 }
@@ -134,16 +141,23 @@ pub(super) struct PromptCost {
     pub(super) token: f64,
     /// Seconds for each token that a token attends to, itself included.
     pub(super) pair: f64,
+    /// Seconds for each token before a part of the prompt, however short the part is.
+    pub(super) context: f64,
 }
 
 impl PromptCost {
     /// Seconds for `count` tokens after the first `start`.
     pub(super) fn seconds(&self, start: usize, count: usize) -> f64 {
-        self.token * count as f64 + self.pair * pairs(start, count) as f64
+        if count == 0 {
+            return 0.0;
+        }
+        let context = self.context * start as f64;
+        context + self.token * count as f64 + self.pair * pairs(start, count) as f64
     }
 
     /// The most tokens after the first `start` that take at most `seconds`.
     pub(super) fn tokens_within(&self, seconds: f64, start: usize) -> usize {
+        let seconds = seconds - self.context * start as f64;
         if seconds <= 0.0 {
             return 0;
         }

@@ -95,6 +95,19 @@ impl Intake {
     /// # Errors
     /// See [`Refused`].
     pub fn prepare(&self, request: NewRequest) -> Result<Prepared, Refused> {
+        self.prepare_hashed(request, Vec::new())
+    }
+
+    /// [`Intake::prepare`] for a prompt of which the first blocks are hashed already: `digests` are what the
+    /// scheduler's own recipe makes of them.
+    ///
+    /// # Errors
+    /// See [`Refused`].
+    pub fn prepare_hashed(
+        &self,
+        request: NewRequest,
+        mut digests: Vec<BlockDigest>,
+    ) -> Result<Prepared, Refused> {
         let NewRequest {
             id,
             prompt: mut tokens,
@@ -116,9 +129,8 @@ impl Intake {
             Task::Embed => 0,
         };
         let blocks_max = (tokens.len() + max_tokens as usize).div_ceil(self.block_size as usize);
-        let mut digests = Vec::new();
         if let Some(recipe) = &self.recipe {
-            digests.reserve_exact(blocks_max);
+            digests.reserve_exact(blocks_max.saturating_sub(digests.len()));
             recipe.extend(
                 &mut digests,
                 &tokens,

@@ -17,12 +17,18 @@
 //! and by induction every request does. A preempted request keeps its place in the order and is computed again,
 //! mostly out of the prefix cache.
 //!
+//! A simulator in virtual time has no use for the arrays of a step, nor for each step of a long run of decodes: `shape`
+//! forms and completes steps without the arrays, `skip` makes many steps at once. Both leave behind what the above
+//! leaves behind.
+//!
 //! The room is pure: time comes in as a `Duration`, and work goes out as a [`Step`](crate::backend::Step).
 
+mod adopt;
 mod complete;
 mod config;
 mod cost;
 mod intake;
+mod outlook;
 mod pause;
 mod prompts;
 mod rate;
@@ -32,13 +38,17 @@ mod room;
 mod sampling;
 mod schedule;
 mod sequence;
+mod shape;
+mod skip;
 #[cfg(test)]
 mod tests;
 
 pub use complete::Outcome;
 pub use config::{ConfigError, Policy, QueueBound, QueueLimits, SchedulerConfig};
 pub use intake::{Intake, Prepared, Refused};
+pub use outlook::Alive;
 pub use pause::Pause;
 pub use report::{Phases, RequestReport, Stats, StepReport};
 pub use request::{Finish, NewRequest, Task, TokenUpdate};
 pub use schedule::{Scheduler, SequenceNumber};
+pub use skip::{DecodeDriver, DecodeRun};

@@ -16,8 +16,9 @@ const PROMPT_SECONDS_MAX: f64 = 1.0;
 /// Tokens of prompts in a step as long as nothing is known of what they take.
 const FIRST_TOKENS: usize = 32;
 
-/// Tokens that always fit, or a prompt would never end on a machine where one token is too many.
-const LEAST_TOKENS: usize = 4;
+/// Tokens that always fit, or a prompt would never end on a machine where one token is too many. More than one would
+/// break the bound behind a long context, where a token takes far longer than at the start.
+const LEAST_TOKENS: usize = 1;
 
 /// Tokens and time that are left.
 #[derive(Clone, Copy, Debug)]

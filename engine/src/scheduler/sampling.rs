@@ -4,8 +4,8 @@ use super::sequence::{Sequence, range};
 use crate::backend::{SampleSpec, Step};
 
 impl Sequence {
-    /// Appends the request's sample to `step`; its index.
-    pub(super) fn push_sample(&self, eos: &[u32], step: &mut Step) -> u32 {
+    /// Appends the request's sample to `step`.
+    pub(super) fn push_sample(&self, eos: &[u32], step: &mut Step) {
         let sampling = &self.sampling;
         let history = step.history.len();
         let penalised = sampling.has_penalties();
@@ -41,7 +41,6 @@ impl Sequence {
             allowed: range(allowed, step.allowed.len()),
             asked: range(asked, step.asked.len()),
         });
-        step.samples.len() as u32 - 1
     }
 
     fn push_banned(&self, eos: &[u32], banned: &mut Vec<u32>) {

@@ -12,6 +12,7 @@ use super::cost::{CostModel, Load};
 use super::rate::PrefillRate;
 use super::room::Room;
 use super::sequence::{Filled, Key, Sequence};
+use super::skip::Lockstep;
 use super::{
     ConfigError, Finish, Intake, Pause, Prepared, QueueLimits, RequestReport, SchedulerConfig,
     Stats, TokenUpdate,
@@ -43,7 +44,9 @@ pub struct Scheduler {
     pub(super) paused: Option<Pause>,
     next_number: SequenceNumber,
     pub(super) totals: Stats,
-    hits: Vec<Hit>,
+    pub(super) hits: Vec<Hit>,
+    /// Kept for its memory.
+    pub(super) lockstep: Lockstep,
     pub(super) cost: CostModel,
     pub(super) rate: PrefillRate,
     /// Tokens of prompts in the latest step that had any.
@@ -90,6 +93,7 @@ impl Scheduler {
             next_number: 0,
             totals: Stats::default(),
             hits: Vec::new(),
+            lockstep: Lockstep::default(),
             cost: CostModel::default(),
             rate: PrefillRate::default(),
             prompt_tokens_before: 0,
@@ -178,6 +182,18 @@ impl Scheduler {
     /// into an empty pool.
     pub fn schedule(&mut self, now: Duration, step: &mut Step) -> bool {
         step.clear();
+        if !self.plan(now) {
+            return false;
+        }
+        self.fill(step);
+        self.pool
+            .take_transfers(|transfer| step.copies.push(block_copy(transfer)));
+        true
+    }
+
+    /// Decides what the next step computes; false when there is nothing. Blocks are taken, and requests admitted and
+    /// preempted.
+    pub(super) fn plan(&mut self, now: Duration) -> bool {
         self.planned.clear();
         self.step = StepNotes {
             started_at: now,
@@ -192,13 +208,7 @@ impl Scheduler {
             room.bound_time(&self.cost, decodes, slowdown, self.prompt_tokens_before);
         }
         self.plan_prompts(now, room);
-        if self.planned.is_empty() {
-            return false;
-        }
-        self.fill(step);
-        self.pool
-            .take_transfers(|transfer| step.copies.push(block_copy(transfer)));
-        true
+        !self.planned.is_empty()
     }
 
     /// Writes what is planned into `step`.
@@ -209,11 +219,7 @@ impl Scheduler {
             let Some(sequence) = self.sequences.get(&planned.number) else {
                 continue;
             };
-            if sequence.lag() == 1 {
-                load.add_decode(sequence.tokens.len());
-            } else {
-                load.add_prompt(sequence.computed, planned.tokens);
-            }
+            sequence.count_in(load, planned.tokens);
             let eos = &self.config.eos_token_ids;
             planned.filled = sequence.fill(planned.tokens, block_size, eos, step);
         }

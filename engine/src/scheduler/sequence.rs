@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use pointsman_proto::block_hash::BlockDigest;
 
+use super::cost::Load;
 use super::{Finish, Prepared, RequestReport, Task};
 use crate::backend::{PromptRow, Step, StepSequence};
 use crate::kv::{BlockId, BlockPool, HashRecipe, Hit, Run};
@@ -196,27 +197,45 @@ impl Sequence {
         let blocks = positions.end.div_ceil(block_size);
         step.block_tables
             .extend(self.table[..blocks].iter().map(|block| block.0));
-        let rows = self.rows(&positions);
         let top = self.sampling.prompt_logprobs.unwrap_or(0);
-        step.prompt_rows.extend(rows.clone().map(|row| PromptRow {
+        let rows = self.rows(&positions).map(|row| PromptRow {
             token: (first + row - positions.start) as u32,
             target: self.tokens[row + 1],
             top,
-        }));
-        let last = positions.end == self.tokens.len();
-        let embed = last && self.task == Task::Embed;
-        let sample = (last && !embed).then(|| self.push_sample(eos, step));
+        });
+        step.prompt_rows.extend(rows);
+        let filled = self.asks(count, step.samples.len() as u32);
+        if filled.sample.is_some() {
+            self.push_sample(eos, step);
+        }
         step.sequences.push(StepSequence {
             tokens: range(first, step.tokens.len()),
             context_len: positions.end as u32,
             block_table: range(tables, step.block_tables.len()),
-            sample,
-            embed,
+            sample: filled.sample,
+            embed: filled.embed,
         });
+        filled
+    }
+
+    /// Counts the next `count` tokens in `load`.
+    pub(super) fn count_in(&self, load: &mut Load, count: usize) {
+        if self.lag() == 1 {
+            load.add_decode(self.tokens.len());
+        } else {
+            load.add_prompt(self.computed, count);
+        }
+    }
+
+    /// What computing the next `count` tokens asks of a step that has `samples` samples so far.
+    pub(super) fn asks(&self, count: usize, samples: u32) -> Filled {
+        let positions = self.computed..self.computed + count;
+        let last = positions.end == self.tokens.len();
+        let embed = last && self.task == Task::Embed;
         Filled {
-            sample,
+            sample: (last && !embed).then_some(samples),
             embed,
-            rows: rows.len() as u32,
+            rows: self.rows(&positions).len() as u32,
         }
     }
 
@@ -280,6 +299,29 @@ impl Sequence {
 
     pub(super) fn generated(&self) -> usize {
         self.tokens.len() - self.prompt_len
+    }
+
+    /// Tokens that may still be generated.
+    pub(super) fn left(&self) -> usize {
+        (self.max_tokens as usize).saturating_sub(self.generated())
+    }
+
+    /// Whether nothing but its length can end it from here on, and nothing but tokens is wanted of it: its first token
+    /// is known and the next ones change no more than their number.
+    pub(super) fn only_grows(&self) -> bool {
+        let sampling = &self.sampling;
+        self.first_token_at.is_some()
+            && self.task == Task::Generate
+            && sampling.ignore_eos
+            && sampling.stop_token_ids.is_empty()
+            && sampling.logprobs.is_none()
+            && sampling.prompt_logprobs.is_none()
+    }
+
+    /// Notes that its latest token came at `now`; how long it had waited for it.
+    pub(super) fn note_token_at(&mut self, now: Duration) -> Duration {
+        let before = self.last_token_at.replace(now);
+        now.saturating_sub(before.unwrap_or(now))
     }
 
     pub(super) fn below_min_tokens(&self) -> bool {

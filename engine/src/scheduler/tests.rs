@@ -3,6 +3,7 @@
 mod behaviour;
 mod limits;
 mod load;
+mod skip;
 mod tasks;
 mod time;
 

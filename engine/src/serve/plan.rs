@@ -3,10 +3,10 @@
 use pointsman_proto::block_hash::DEFAULT_SEED;
 
 use super::ServeError;
-use crate::backend::cpu::{CpuOptions, Quantization};
+use crate::backend::cpu::{CpuOptions, KvCacheType, Quantization};
 use crate::backend::{BackendChoice, BackendInfo};
 use crate::export::kv_events::KvEventsConfig;
-use crate::flags::{BackendName, Flags, QuantizationName, SchedulingPolicy};
+use crate::flags::{BackendName, Flags, KvCacheDtype, QuantizationName, SchedulingPolicy};
 use crate::kv::{HashAlgorithm, HashRecipe};
 use crate::model::Model;
 use crate::worker::{Policy, SchedulerConfig};
@@ -29,6 +29,10 @@ pub(super) fn cpu(flags: &Flags) -> CpuOptions {
         quantization: flags.quantization.map(|name| match name {
             QuantizationName::Int8 => Quantization::Int8,
         }),
+        kv_cache: match flags.kv_cache_dtype {
+            KvCacheDtype::Auto | KvCacheDtype::Float32 => KvCacheType::Float32,
+            KvCacheDtype::Bfloat16 => KvCacheType::Bfloat16,
+        },
     }
 }
 

@@ -1,10 +1,10 @@
 //! Causal attention of a step's new tokens over paged context, in one pass (online softmax).
 //!
 //! ```text
-//! for each span of up to 64 keys:
-//!     s = q·Kᵀ                             masked behind the query's own position, and before its window
-//!     m' = max(m, max s);  a = exp(m - m')
-//!     l = l·a + Σ exp(s - m');  o = o·a + exp(s - m')·V
+//! for each span of up to 128 keys:
+//!     s = q·Kᵀ·log₂e                       masked behind the query's own position, and before its window
+//!     m' = max(m, max s);  a = 2^(m - m')
+//!     l = l·a + Σ 2^(s - m');  o = o·a + 2^(s - m')·V
 //! out = o / l
 //! ```
 //!
@@ -21,8 +21,8 @@ use std::cell::RefCell;
 
 use super::Step;
 use super::columns::{Cell, Grid, each_chunk};
-use super::kernels::Isa;
-use super::kv_memory::KvMemory;
+use super::kernels::{Isa, Lanes, Packed, Pairs};
+use super::kv_memory::{KvElement, KvMemory};
 use super::merge::Total;
 use super::split::Split;
 use super::team::Team;
@@ -33,16 +33,51 @@ const TILE_TOKENS: u32 = 32;
 /// Slots of a split, when blocks divide it.
 const SPLIT_SLOTS: usize = 256;
 
-/// Tiles of at most this many rows may share the splits of their contexts among threads; it bounds what they keep.
-const SHARED_ROWS: usize = 32;
+/// A tile and KV head that is more than one part of so many times the threads is shared among them.
+const LARGE: usize = 4;
+
+/// Floats at most that the splits of shared tiles come to.
+const SHARED_FLOATS: usize = 16 << 20;
 
 thread_local! {
     /// What the splits of a unit have come to so far. It grows to the largest unit and stays.
     static TOTAL: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
     /// The queries of a unit, and what a few of its rows work in. It grows to the largest unit and stays.
     static ROOM: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
-    /// What each split of all units has come to, where threads share them. It grows likewise.
-    static PARTS: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
+    /// What threads share. It grows likewise.
+    static SHARED: RefCell<Shared> = const { RefCell::new(Shared::new()) };
+}
+
+/// The tiles whose splits several threads compute.
+#[derive(Debug)]
+struct Shared {
+    /// First token of each, ascending.
+    tokens: Vec<u32>,
+    /// Of the longest context.
+    splits: usize,
+    /// Floats for the rows of the tallest tile.
+    size: usize,
+    /// What each split has come to: `[tile][kv head][split][size]`.
+    parts: Vec<f32>,
+    /// How many of those there are now.
+    used: usize,
+}
+
+impl Shared {
+    const fn new() -> Self {
+        Self {
+            tokens: Vec::new(),
+            splits: 0,
+            size: 0,
+            parts: Vec::new(),
+            used: 0,
+        }
+    }
+
+    /// The place among the shared tiles of the one that a cell of the output belongs to.
+    fn place(&self, cell: &Cell<'_>) -> Option<usize> {
+        self.tokens.binary_search(&(cell.first_row() as u32)).ok()
+    }
 }
 
 /// A few neighbouring new tokens of one sequence.
@@ -111,32 +146,66 @@ impl Attention<'_> {
         };
         let keys: usize = tiles.iter().map(keys).sum();
         let parallel = team.parts(keys * self.heads * self.head_dim * 2) > 1;
-        let units = tiles.len() * self.kv_heads;
-        let rows = tiles.iter().map(|tile| self.rows(tile)).max().unwrap_or(0);
-        let splits = tiles.iter().map(|tile| self.splits(tile).len());
-        let splits = splits.max().unwrap_or(0);
-        let few = units < 4 * team.threads() && splits > 1 && rows <= SHARED_ROWS;
         let grid = Grid::with_starts(out, self.heads * self.head_dim, starts);
         let grid = grid.columns(self.shared() * self.head_dim);
-        if parallel && few {
-            let size = rows * Total::row_size(self.head_dim);
-            PARTS.with_borrow_mut(|parts| {
-                parts.resize(units * splits * size, 0.0);
-                each_chunk(team, parts, size, |index, part| {
-                    let (unit, split) = (index / splits, index % splits);
-                    let tile = &tiles[unit / self.kv_heads];
-                    let mut total = Total::begin(part, self.rows(tile), self.head_dim);
-                    if let Some(split) = self.splits(tile).nth(split) {
-                        self.split(tile, unit % self.kv_heads, (split, true), &mut total);
-                    }
-                });
-                grid.each(None, |cell| {
-                    self.put_together(parts, splits * size, size, tiles, cell);
-                });
-            });
-        } else {
-            grid.each(parallel.then_some(team), |cell| self.cell(tiles, cell));
+        if !parallel {
+            return grid.each(None, |cell| self.cell(tiles, cell));
         }
+        SHARED.with_borrow_mut(|shared| {
+            self.choose(team, tiles, shared);
+            self.compute_shared(team, tiles, shared);
+            grid.each(Some(team), |cell| match shared.place(cell) {
+                Some(place) => self.put_together(shared, place, tiles, cell),
+                None => self.cell(tiles, cell),
+            });
+        });
+    }
+
+    /// Chooses the tiles whose contexts' splits are shared: those so large that threads would wait for the one that
+    /// has it. There are few of them, for each is a good part of all work.
+    fn choose(&self, team: &Team, tiles: &[Tile], shared: &mut Shared) {
+        let work = |tile: &Tile| self.rows(tile) * self.splits(tile).len();
+        let all: usize = tiles.iter().map(work).sum();
+        let large = |tile: &&Tile| {
+            let parts = LARGE * team.threads();
+            self.splits(tile).len() > 1 && work(tile) * parts > all * self.kv_heads
+        };
+        let chosen = tiles.iter().filter(large);
+        let rows = chosen.clone().map(|tile| self.rows(tile)).max();
+        let splits = chosen.clone().map(|tile| self.splits(tile).len()).max();
+        shared.tokens.clear();
+        shared.size = rows.unwrap_or(0) * Total::row_size(self.head_dim);
+        shared.splits = splits.unwrap_or(0);
+        let each = self.kv_heads * shared.splits * shared.size;
+        let chosen = chosen.take(SHARED_FLOATS / each.max(1));
+        shared.tokens.extend(chosen.map(|tile| tile.token));
+        shared.used = shared.tokens.len() * each;
+        if shared.parts.len() < shared.used {
+            shared.parts.resize(shared.used, 0.0);
+        }
+    }
+
+    /// Each split of each chosen tile and KV head by itself.
+    fn compute_shared(&self, team: &Team, tiles: &[Tile], shared: &mut Shared) {
+        let Shared {
+            tokens,
+            splits,
+            size,
+            parts,
+            used,
+        } = shared;
+        each_chunk(team, &mut parts[..*used], *size, |index, part| {
+            let (unit, split) = (index / *splits, index % *splits);
+            let token = tokens[unit / self.kv_heads];
+            let Ok(tile) = tiles.binary_search_by_key(&token, |tile| tile.token) else {
+                return;
+            };
+            let tile = &tiles[tile];
+            if let Some(split) = self.splits(tile).nth(split) {
+                let mut total = Total::begin(part, self.rows(tile), self.head_dim);
+                self.split(tile, unit % self.kv_heads, (split, true), &mut total);
+            }
+        });
     }
 
     /// The tile and the KV head of a cell of the output.
@@ -164,20 +233,15 @@ impl Attention<'_> {
     }
 
     /// One tile and KV head whose splits have been computed.
-    fn put_together(
-        &self,
-        parts: &[f32],
-        unit_size: usize,
-        size: usize,
-        tiles: &[Tile],
-        cell: &mut Cell<'_>,
-    ) {
+    fn put_together(&self, shared: &Shared, place: usize, tiles: &[Tile], cell: &mut Cell<'_>) {
         let Some((index, kv_head)) = self.unit(tiles, cell) else {
             return;
         };
         let rows = self.rows(&tiles[index]);
-        let unit = index * self.kv_heads + kv_head;
-        let splits = parts[unit * unit_size..(unit + 1) * unit_size].chunks_exact(size);
+        let unit = place * self.kv_heads + kv_head;
+        let unit_size = shared.splits * shared.size;
+        let splits =
+            shared.parts[unit * unit_size..(unit + 1) * unit_size].chunks_exact(shared.size);
         TOTAL.with_borrow_mut(|total| {
             total.resize(rows * Total::row_size(self.head_dim), 0.0);
             let mut total = Total::begin(total, rows, self.head_dim);
@@ -206,21 +270,26 @@ impl Attention<'_> {
             rows: self.rows(tile),
             first,
         };
-        let rows = self.rows(tile);
-        ROOM.with_borrow_mut(|room| {
-            let mut row = 0;
-            while row < rows {
-                row += match (rows - row, self.isa.is_wide()) {
-                    (12.., true) => split.rows::<12>(row, room, total),
-                    (8.., true) => split.rows::<8>(row, room, total),
-                    (6.., _) => split.rows::<6>(row, room, total),
-                    (4.., _) => split.rows::<4>(row, room, total),
-                    (3, _) => split.rows::<3>(row, room, total),
-                    (2, _) => split.rows::<2>(row, room, total),
-                    _ => split.rows::<1>(row, room, total),
-                };
-            }
+        ROOM.with_borrow_mut(|room| match self.kv.geometry.element {
+            KvElement::F32 => self.all_rows::<Lanes>(&split, room, total),
+            KvElement::Bf16 => self.all_rows::<Pairs>(&split, room, total),
         });
+    }
+
+    fn all_rows<W: Packed>(&self, split: &Split<'_>, room: &mut Vec<f32>, total: &mut Total<'_>) {
+        let rows = split.rows;
+        let mut row = 0;
+        while row < rows {
+            row += match (rows - row, self.isa.is_wide()) {
+                (12.., true) => split.rows::<W, 12>(row, room, total),
+                (8.., true) => split.rows::<W, 8>(row, room, total),
+                (6.., _) => split.rows::<W, 6>(row, room, total),
+                (4.., _) => split.rows::<W, 4>(row, room, total),
+                (3, _) => split.rows::<W, 3>(row, room, total),
+                (2, _) => split.rows::<W, 2>(row, room, total),
+                _ => split.rows::<W, 1>(row, room, total),
+            };
+        }
     }
 
     /// Row by row, token by token.

@@ -5,19 +5,54 @@
 //! values  [layer][block][kv head][16 of head_dim][slot][16]                  sums:   16 dimensions at a time
 //! ```
 //!
+//! Elements are f32, or bf16: then two that follow each other along a head's dimensions (keys) or along the slots
+//! (values) share 32 bits, as two weights do. Slots of a block are written in order, and one that is the first of two
+//! clears the second: so what nobody wrote is a number where the other is read.
+//!
 //! Blocks whose size, or heads whose width, is no multiple of 16 are padded up to one. Memory comes zeroed from the
 //! operating system, which backs it only once it is written.
 
 use std::ops::Range;
 
+use half::bf16;
+
 use super::super::{BackendError, BlockCopy, BlockPlace, KvLayout};
-use super::kernels::{LANES, Lanes};
+use super::kernels::{LANES, Packed, Pairs};
 use super::pages::Pages;
 use crate::model::ModelConfig;
+
+/// The type of keys and values in memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum KvElement {
+    F32,
+    Bf16,
+}
+
+impl KvElement {
+    /// For the log.
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::F32 => "f32",
+            Self::Bf16 => "bf16",
+        }
+    }
+
+    /// Elements of one lane in an item of a panel.
+    fn depth(self) -> usize {
+        match self {
+            Self::F32 => 1,
+            Self::Bf16 => 2,
+        }
+    }
+}
+
+/// 16 lanes of 32 bits, whatever they hold.
+type Item = Pairs;
 
 /// The sizes that do not depend on the pool.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct KvGeometry {
+    pub(super) element: KvElement,
     layers: usize,
     kv_heads: usize,
     pub(super) head_dim: usize,
@@ -26,20 +61,21 @@ pub(super) struct KvGeometry {
 /// The memory of all layers.
 #[derive(Debug)]
 pub(super) struct KvMemory {
-    geometry: KvGeometry,
+    pub(super) geometry: KvGeometry,
     pub(super) block_size: usize,
     blocks: usize,
-    keys: Pages<Lanes>,
-    values: Pages<Lanes>,
+    keys: Pages<Item>,
+    values: Pages<Item>,
     /// The second tier, laid out like the first.
     host_blocks: usize,
-    host_keys: Pages<Lanes>,
-    host_values: Pages<Lanes>,
+    host_keys: Pages<Item>,
+    host_values: Pages<Item>,
 }
 
 impl KvGeometry {
-    pub(super) fn new(config: &ModelConfig) -> Self {
+    pub(super) fn new(config: &ModelConfig, element: KvElement) -> Self {
         Self {
+            element,
             layers: config.layers,
             kv_heads: config.kv_heads,
             head_dim: config.head_dim,
@@ -48,8 +84,9 @@ impl KvGeometry {
 
     /// Of so many heads in so many layers.
     #[cfg(test)]
-    pub(super) fn of(layers: usize, kv_heads: usize, head_dim: usize) -> Self {
+    pub(super) fn of(element: KvElement, layers: usize, kv_heads: usize, head_dim: usize) -> Self {
         Self {
+            element,
             layers,
             kv_heads,
             head_dim,
@@ -59,17 +96,27 @@ impl KvGeometry {
     /// Bytes of keys and values for a block of this size.
     pub(super) fn bytes_per_block(self, block_size: usize) -> usize {
         let lanes = self.key_rows(block_size) + self.value_rows(block_size);
-        self.layers * self.kv_heads * lanes * size_of::<Lanes>()
+        self.layers * self.kv_heads * lanes * size_of::<Item>()
     }
 
-    /// Rows of lanes that hold one head's keys of a block.
+    /// Items that hold one head's keys of a block.
     fn key_rows(self, block_size: usize) -> usize {
-        block_size.div_ceil(LANES) * self.head_dim
+        block_size.div_ceil(LANES) * self.key_items()
     }
 
-    /// Rows of lanes that hold one head's values of a block.
+    /// Items that hold one head's values of a block.
     fn value_rows(self, block_size: usize) -> usize {
-        self.head_dim.div_ceil(LANES) * block_size
+        self.head_dim.div_ceil(LANES) * self.value_items(block_size)
+    }
+
+    /// Items of 16 keys.
+    fn key_items(self) -> usize {
+        self.head_dim.div_ceil(self.element.depth())
+    }
+
+    /// Items of 16 dimensions of a block's values.
+    fn value_items(self, block_size: usize) -> usize {
+        block_size.div_ceil(self.element.depth())
     }
 }
 
@@ -160,42 +207,66 @@ impl KvMemory {
         let offset = slot as usize % self.block_size;
         let index = self.index(layer, block, head);
         let rows = self.geometry.key_rows(self.block_size);
-        let group = index * rows + offset / LANES * self.geometry.head_dim;
-        for (lanes, key) in self.keys[group..].iter_mut().zip(key) {
-            lanes[offset % LANES] = *key;
+        let group = index * rows + offset / LANES * self.geometry.key_items();
+        let element = self.geometry.element;
+        let keys = self.keys[group..].iter_mut();
+        for (item, key) in keys.zip(key.chunks(element.depth())) {
+            item[offset % LANES] = match (element, key) {
+                (KvElement::F32, _) => key[0].to_bits(),
+                (KvElement::Bf16, [first, second]) => bits(*first) | bits(*second) << 16,
+                (KvElement::Bf16, _) => bits(key[0]),
+            };
         }
-        let first = index * self.geometry.value_rows(self.block_size) + offset;
-        let rows = self.values[first..].iter_mut().step_by(self.block_size);
-        for (lanes, value) in rows.zip(value.chunks(LANES)) {
-            lanes[..value.len()].copy_from_slice(value);
+        let first = index * self.geometry.value_rows(self.block_size) + offset / element.depth();
+        let chunk = self.geometry.value_items(self.block_size);
+        let items = self.values[first..].iter_mut().step_by(chunk);
+        for (item, value) in items.zip(value.chunks(LANES)) {
+            for (pair, value) in item.iter_mut().zip(value) {
+                *pair = match element {
+                    KvElement::F32 => value.to_bits(),
+                    KvElement::Bf16 if offset.is_multiple_of(2) => bits(*value),
+                    KvElement::Bf16 => *pair & 0xffff | bits(*value) << 16,
+                };
+            }
         }
     }
 
-    /// The keys of 16 slots of a block, as a panel over the head's dimensions.
-    pub(super) fn key_panel(
+    /// The keys of 16 slots of a block, as a panel over the head's dimensions, and where values of that block lie that
+    /// are as many as these keys. W is what the elements are packed as.
+    pub(super) fn key_panel<W: Packed>(
         &self,
         layer: usize,
         block: u32,
         head: usize,
         group: usize,
-    ) -> &[Lanes] {
-        let rows = self.geometry.key_rows(self.block_size);
-        let head_dim = self.geometry.head_dim;
-        let first = self.index(layer, block as usize, head) * rows + group * head_dim;
-        &self.keys[first..first + head_dim]
+    ) -> (&[W], *const W) {
+        let index = self.index(layer, block as usize, head);
+        let items = self.geometry.key_items();
+        let first = index * self.geometry.key_rows(self.block_size) + group * items;
+        let values = index * self.geometry.value_rows(self.block_size) + group * items;
+        let ahead = self.values.as_ptr().wrapping_add(values).cast();
+        let panel = &self.keys[first..first + items];
+        (bytemuck::cast_slice(panel), ahead)
     }
 
-    /// 16 dimensions of a block's values, as a panel over the block's slots.
-    pub(super) fn value_panel(
+    /// 16 dimensions of a block's values, as a panel over the block's slots, and where keys of block `next` lie that
+    /// are as many as these values.
+    pub(super) fn value_panel<W: Packed>(
         &self,
         layer: usize,
-        block: u32,
+        (block, next): (u32, u32),
         head: usize,
         chunk: usize,
-    ) -> &[Lanes] {
-        let rows = self.geometry.value_rows(self.block_size);
-        let first = self.index(layer, block as usize, head) * rows + chunk * self.block_size;
-        &self.values[first..first + self.block_size]
+    ) -> (&[W], *const W) {
+        let geometry = self.geometry;
+        let items = geometry.value_items(self.block_size);
+        let index = self.index(layer, block as usize, head);
+        let first = index * geometry.value_rows(self.block_size) + chunk * items;
+        let next = self.index(layer, next as usize, head);
+        let keys = next * geometry.key_rows(self.block_size) + chunk * items;
+        let ahead = self.keys.as_ptr().wrapping_add(keys).cast();
+        let panel = &self.values[first..first + items];
+        (bytemuck::cast_slice(panel), ahead)
     }
 
     fn index(&self, layer: usize, block: usize, head: usize) -> usize {
@@ -205,15 +276,21 @@ impl KvMemory {
     /// Fills all memory with NaN, so that reading a slot nobody wrote shows.
     #[cfg(test)]
     pub(super) fn poison(&mut self) {
-        self.keys.fill([f32::NAN; LANES]);
-        self.values.fill([f32::NAN; LANES]);
+        // As f32 and as two bf16.
+        self.keys.fill([0x7fc0_7fc0; LANES]);
+        self.values.fill([0x7fc0_7fc0; LANES]);
     }
+}
+
+/// The nearest bf16, in the lower half.
+fn bits(value: f32) -> u32 {
+    bf16::from_f32(value).to_bits().into()
 }
 
 /// Copies `rows` rows between two places, each the number of a run of so many rows, of host memory or not.
 fn copy_rows(
-    device: &mut [Lanes],
-    host: &mut [Lanes],
+    device: &mut [Item],
+    host: &mut [Item],
     rows: usize,
     (from_host, from): (bool, usize),
     (to_host, to): (bool, usize),

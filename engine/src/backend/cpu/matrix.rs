@@ -13,7 +13,7 @@
 use std::cell::RefCell;
 
 use super::columns::{Cell, Grid, each_chunk};
-use super::kernels::{Isa, LANES, Lanes, Packed, tile};
+use super::kernels::{self, Isa, LANES, Lanes, Packed, tile};
 use super::packing::{Panels, Storage};
 use super::team::Team;
 use crate::model::Tensor;
@@ -304,7 +304,7 @@ impl<W: Packed> Product<'_, W> {
         let panels: [&[W]; P] =
             std::array::from_fn(|p| &self.panels[(place.panel + p) * items..][..items]);
         let mut sums = [[[0.0; LANES]; R]; P];
-        tile(self.isa, &[(left, panels)], &mut sums);
+        tile(self.isa, &[kernels::Product::new(left, panels)], &mut sums);
         if !self.scales.is_empty() {
             for (sums, scales) in sums.iter_mut().zip(&self.scales[place.panel..]) {
                 for sums in sums {

@@ -1,13 +1,13 @@
 //! What attention over parts of a context comes to when they are put together.
 //!
 //! ```text
-//! m' = max(m₁, m₂);  l = l₁·exp(m₁ - m') + l₂·exp(m₂ - m');  o = o₁·exp(m₁ - m') + o₂·exp(m₂ - m')
+//! m' = max(m₁, m₂);  l = l₁·2^(m₁ - m') + l₂·2^(m₂ - m');  o = o₁·2^(m₁ - m') + o₂·2^(m₂ - m')
 //! ```
 //!
 //! Taking a part into nothing leaves it as it is, to the bit, so a part may lie in memory before it is merged.
 
 use super::kernels::{LANES, Lanes};
-use super::ops::exp;
+use super::ops::exp2_falling;
 
 /// Rows of `[max, norm, sums…]`, in borrowed memory.
 #[derive(Debug)]
@@ -48,7 +48,10 @@ impl<'a> Total<'a> {
             return;
         };
         let new_max = if max > *old_max { max } else { *old_max };
-        let (old, new) = (exp(*old_max - new_max), exp(max - new_max));
+        let (old, new) = (
+            exp2_falling(*old_max - new_max),
+            exp2_falling(max - new_max),
+        );
         *old_norm = *old_norm * old + norm * new;
         *old_max = new_max;
         let (old_sums, _) = old_sums.as_chunks_mut::<LANES>();

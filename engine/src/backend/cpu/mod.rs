@@ -38,7 +38,7 @@ use crate::model::{Model, ModelConfig};
 
 use self::forward::Forward;
 use self::kernels::{Isa, LANES};
-use self::kv_memory::{KvGeometry, KvMemory};
+use self::kv_memory::{KvElement, KvGeometry, KvMemory};
 use self::team::Team;
 use self::weights::CpuWeights;
 
@@ -57,6 +57,32 @@ pub struct CpuOptions {
     pub threads: usize,
     /// What weights become; none for as they are.
     pub quantization: Option<Quantization>,
+    /// What keys and values are kept as.
+    pub kv_cache: KvCacheType,
+}
+
+/// The type of keys and values in KV memory. What is computed with them is f32 all the same.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum KvCacheType {
+    /// As computed.
+    #[default]
+    Float32,
+    /// Half the memory, for logits that are off by up to some percent of the largest.
+    Bfloat16,
+}
+
+impl KvCacheType {
+    fn element(self, head_dim: usize) -> Result<KvElement, BackendError> {
+        match self {
+            Self::Float32 => Ok(KvElement::F32),
+            // Two neighbouring dimensions of a key share an item.
+            Self::Bfloat16 if head_dim.is_multiple_of(2) => Ok(KvElement::Bf16),
+            Self::Bfloat16 => Err(BackendError::Model {
+                backend: "cpu",
+                reason: format!("head_dim is {head_dim}; a KV cache in bf16 needs an even one"),
+            }),
+        }
+    }
 }
 
 /// Smaller weights than the model's.
@@ -70,7 +96,7 @@ impl From<usize> for CpuOptions {
     fn from(threads: usize) -> Self {
         Self {
             threads,
-            quantization: None,
+            ..Self::default()
         }
     }
 }
@@ -100,6 +126,7 @@ impl CpuBackend {
         let CpuOptions {
             threads,
             quantization,
+            kv_cache,
         } = options.into();
         let wrong = |reason: String| BackendError::Model {
             backend: "cpu",
@@ -117,14 +144,15 @@ impl CpuBackend {
         };
         let team = team(threads)?;
         let weights = CpuWeights::load(&team, model, quantization)?;
-        let geometry = KvGeometry::new(config);
+        let geometry = KvGeometry::new(config, kv_cache.element(config.head_dim)?);
         Ok(Self {
             info: BackendInfo {
                 name: "cpu",
                 device: format!(
-                    "{}, {threads} thread(s), {} weights",
+                    "{}, {threads} thread(s), {} weights, {} KV cache",
                     isa.name(),
-                    weights.element()
+                    weights.element(),
+                    geometry.element.name()
                 ),
                 kv_bytes_per_token: geometry.bytes_per_block(LANES) / LANES,
                 kv_memory_bytes: None,
@@ -196,7 +224,7 @@ impl Backend for CpuBackend {
             isa: self.isa,
             weights: Arc::clone(&self.weights),
             config: Arc::clone(&self.config),
-            kv: KvMemory::new(KvGeometry::new(&self.config)),
+            kv: KvMemory::new(self.kv.geometry),
             forward: Forward::new(&self.config),
             layout: None,
         }))

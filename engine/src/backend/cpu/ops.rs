@@ -93,6 +93,31 @@ pub(super) fn exp(x: f32) -> f32 {
     (p * r * r + r + 1.0) * f32::from_bits(power)
 }
 
+/// 2^x for x of 0 or less, within two units in the last place, in fewer operations than [`exp`] takes: attention spends
+/// a good part of its time here. Where the result would not be a normal number it is 0, for -∞ too.
+///
+/// `x = n + r` with `|r| ≤ 1/2`; 2^r by the polynomial of Cephes' `exp2f`, and `n` is added to the exponent's bits.
+#[inline]
+pub(super) fn exp2_falling(x: f32) -> f32 {
+    const ROUND: f32 = 12_582_912.0;
+    const LEAST: f32 = -125.0;
+    let shifted = x + ROUND;
+    let r = x - (shifted - ROUND);
+    let mut p = 1.535_336_2e-4;
+    for coefficient in [
+        1.339_887_4e-3,
+        9.618_437e-3,
+        5.550_332_5e-2,
+        2.402_264_8e-1,
+        6.931_472e-1,
+        1.0,
+    ] {
+        p = p * r + coefficient;
+    }
+    let power = f32::from_bits(p.to_bits().wrapping_add(shifted.to_bits() << 23));
+    if x < LEAST { 0.0 } else { power }
+}
+
 #[cfg(test)]
 mod tests {
     #![expect(clippy::float_cmp, reason = "zeros, ones and permutations are exact")]
@@ -110,6 +135,21 @@ mod tests {
         assert_eq!(exp(0.0), 1.0);
         assert!(exp(f32::NEG_INFINITY) < 2e-38 && exp(f32::INFINITY).is_finite());
         assert!(exp(f32::NAN).is_nan());
+    }
+
+    #[test]
+    fn exp2_is_close_wherever_it_is_not_zero() {
+        for step in 0..=12_500_i16 {
+            let x = f32::from(-step) / 100.0;
+            let exact = f64::from(x).exp2();
+            let error = (f64::from(exp2_falling(x)) - exact).abs() / exact;
+            assert!(error < 3e-7, "2^{x} is off by {error:e}");
+        }
+        assert_eq!(exp2_falling(0.0), 1.0);
+        for least in [-125.1, -130.0, -1e9, f32::MIN, f32::NEG_INFINITY] {
+            assert_eq!(exp2_falling(least), 0.0);
+        }
+        assert!(exp2_falling(f32::NAN).is_nan());
     }
 
     #[test]

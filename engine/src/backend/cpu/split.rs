@@ -1,14 +1,16 @@
 //! Attention of a few rows over one split of a context.
 //!
-//! Keys go in spans of four groups of 16 slots, so that the maximum and the sums are carried on once a span. Spans
+//! Keys go in spans of eight groups of 16 slots, so that the maximum and the sums are carried on once a span. Spans
 //! begin at blocks of the split, whatever the rows see.
 
+use std::f32::consts::LOG2_E;
+
 use super::attention::{Attention, Tile};
-use super::kernels::{Isa, LANES, Lanes, Short, Softmax, tile, weigh};
+use super::kernels::{Isa, LANES, Lanes, Packed, Product, Short, Softmax, tile, weigh};
 use super::merge::Total;
 
 /// Groups of 16 slots in a span.
-const SPAN: usize = 4;
+const SPAN: usize = 8;
 
 /// A split and who looks at it.
 #[derive(Debug)]
@@ -28,6 +30,8 @@ pub(super) struct Split<'a> {
 #[derive(Clone, Copy, Debug, Default)]
 struct Group {
     block: u32,
+    /// The block at its place in the next span.
+    next: u32,
     /// Within the block.
     index: usize,
     /// Of the first slot, in the context.
@@ -49,8 +53,8 @@ struct Rows<'a, const R: usize> {
 }
 
 impl Split<'_> {
-    /// R rows of the tile from `first` on, taken into `total`; returns R.
-    pub(super) fn rows<const R: usize>(
+    /// R rows of the tile from `first` on, taken into `total`; returns R. W is what keys and values are packed as.
+    pub(super) fn rows<W: Packed, const R: usize>(
         &self,
         first: usize,
         room: &mut Vec<f32>,
@@ -75,6 +79,7 @@ impl Split<'_> {
                 if position < longest && position + slots > earliest {
                     seen[count] = Group {
                         block: table[block],
+                        next: Self::later(table, block, groups_of_block),
                         index,
                         position,
                         keys: slots.min(longest - position),
@@ -83,15 +88,21 @@ impl Split<'_> {
                 }
             }
             if count > 0 {
-                self.span(&seen[..count], &mut rows);
+                self.span::<W, R>(&seen[..count], &mut rows);
             }
         }
         for r in 0..R {
-            let row = (rows.softmax.max[r], rows.softmax.norm[r]);
+            let row = rows.softmax.row(r);
             let sums = rows.sums.iter().map(|chunk| &chunk[r]);
             total.add_row(first + r, row, sums);
         }
         R
+    }
+
+    /// The block that a place of the next span has, given that of a block in `table`; or any.
+    fn later(table: &[u32], block: usize, groups_of_block: usize) -> u32 {
+        let later = table.get(block + (SPAN / groups_of_block).max(1));
+        *later.unwrap_or(&table[block])
     }
 
     /// Nothing seen yet. `room` holds the queries of all rows, and the sums of these; kept small, they stay in the
@@ -115,8 +126,9 @@ impl Split<'_> {
                 let head = self.kv_head * shared + (first + r) % shared;
                 let query = &attention.queries[token * attention.query_stride..];
                 let query = &query[head * head_dim..][..head_dim];
+                // Powers of 2 take less than those of e.
                 for (column, value) in queries.iter_mut().zip(query) {
-                    column[r] = *value;
+                    column[r] = *value * LOG2_E;
                 }
             }
         }
@@ -127,31 +139,24 @@ impl Split<'_> {
             queries,
             hidden: seen.map(|seen| attention.hidden(seen)),
             seen,
-            softmax: Softmax {
-                max: [f32::NEG_INFINITY; R],
-                norm: [0.0; R],
-                decay: [1.0; R],
-            },
+            softmax: Softmax::new(),
             sums: sums.as_chunks_mut::<LANES>().0.as_chunks_mut::<R>().0,
         }
     }
 
-    fn span<const R: usize>(&self, groups: &[Group], rows: &mut Rows<'_, R>) {
-        let Attention { isa, kv, layer, .. } = *self.attention;
+    fn span<W: Packed, const R: usize>(&self, groups: &[Group], rows: &mut Rows<'_, R>) {
+        let isa = self.attention.isa;
         let mut scores = [[[0.0; LANES]; R]; SPAN];
         let scores = &mut scores[..groups.len()];
-        let queries = rows.queries;
-        let keys = |g: usize| kv.key_panel(layer, groups[g].block, self.kv_head, groups[g].index);
+        let asked = Asked {
+            split: self,
+            groups,
+            queries: rows.queries,
+        };
         in_panels(isa, scores, &mut |first, scores| match scores {
-            Panels::Four(scores) => {
-                let panels = std::array::from_fn(|p| keys(first + p));
-                tile(isa, &[(queries, panels)], scores);
-            }
-            Panels::Two(scores) => {
-                let panels = std::array::from_fn(|p| keys(first + p));
-                tile(isa, &[(queries, panels)], scores);
-            }
-            Panels::One(scores) => tile(isa, &[(queries, [keys(first)])], scores),
+            Panels::Four(scores) => asked.score::<W, _>(first, scores),
+            Panels::Two(scores) => asked.score::<W, _>(first, scores),
+            Panels::One(scores) => asked.score::<W, _>(first, scores),
         });
         mask(groups, rows, scores);
         weigh(isa, scores, &mut rows.softmax);
@@ -169,10 +174,34 @@ impl Split<'_> {
             weights: scores,
         };
         in_panels(isa, rows.sums, &mut |first, sums| match sums {
-            Panels::Four(sums) => weighted.add(first, sums),
-            Panels::Two(sums) => weighted.add(first, sums),
-            Panels::One(sums) => weighted.add(first, sums),
+            Panels::Four(sums) => weighted.add::<W, _>(first, sums),
+            Panels::Two(sums) => weighted.add::<W, _>(first, sums),
+            Panels::One(sums) => weighted.add::<W, _>(first, sums),
         });
+    }
+}
+
+/// The keys of a span, and who looks at them.
+struct Asked<'a, const R: usize> {
+    split: &'a Split<'a>,
+    groups: &'a [Group],
+    queries: &'a [[f32; R]],
+}
+
+impl<const R: usize> Asked<'_, R> {
+    /// Scores of P groups from number `first` on. Meanwhile memory is asked for their values.
+    fn score<W: Packed, const P: usize>(&self, first: usize, scores: &mut [[Lanes; R]; P]) {
+        let Attention { isa, kv, layer, .. } = *self.split.attention;
+        let keys: [_; P] = std::array::from_fn(|p| {
+            let Group { block, index, .. } = self.groups[first + p];
+            kv.key_panel::<W>(layer, block, self.split.kv_head, index)
+        });
+        let product = Product {
+            left: self.queries,
+            panels: keys.map(|(panel, _)| panel),
+            ahead: keys.map(|(_, ahead)| ahead),
+        };
+        tile(isa, &[product], scores);
     }
 }
 
@@ -184,21 +213,27 @@ struct Weighted<'a, const R: usize> {
 }
 
 impl<const R: usize> Weighted<'_, R> {
-    /// Adds P times 16 dimensions to `sums`, from 16 times `chunk` on.
-    fn add<const P: usize>(&self, chunk: usize, sums: &mut [[Lanes; R]; P]) {
+    /// Adds P times 16 dimensions to `sums`, from 16 times `chunk` on. Meanwhile memory is asked for the next keys.
+    fn add<W: Packed, const P: usize>(&self, chunk: usize, sums: &mut [[Lanes; R]; P]) {
         let Attention { isa, kv, layer, .. } = *self.split.attention;
         // Groups that are not there have no keys.
         let products: [_; SPAN] = std::array::from_fn(|g| {
             let group = self.groups.get(g).copied().unwrap_or_default();
-            let values = |p: usize| {
-                let panel = kv.value_panel(layer, group.block, self.split.kv_head, chunk + p);
-                &panel[group.index * LANES..][..group.keys]
-            };
-            let weights = Short {
-                rows: self.weights.get(g).unwrap_or(&self.weights[0]),
-                count: group.keys,
-            };
-            (weights, std::array::from_fn(values))
+            let blocks = (group.block, group.next);
+            let values: [_; P] = std::array::from_fn(|p| {
+                kv.value_panel::<W>(layer, blocks, self.split.kv_head, chunk + p)
+            });
+            let first = group.index * LANES / W::DEPTH;
+            // What nobody sees of the last item weighs nothing.
+            let items = group.keys.div_ceil(W::DEPTH);
+            Product {
+                left: Short {
+                    rows: self.weights.get(g).unwrap_or(&self.weights[0]),
+                    count: items * W::DEPTH,
+                },
+                panels: values.map(|(panel, _)| &panel[first..][..items]),
+                ahead: values.map(|(_, ahead)| ahead.wrapping_add(first)),
+            }
         });
         tile(isa, &products[..self.groups.len()], sums);
     }

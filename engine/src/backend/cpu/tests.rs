@@ -33,10 +33,14 @@ struct Rig {
 
 impl Rig {
     fn new(shape: &Shape, threads: usize, block_size: u32) -> Self {
+        Self::with(shape, threads, block_size)
+    }
+
+    fn with(shape: &Shape, options: impl Into<CpuOptions>, block_size: u32) -> Self {
         let folder = tempfile::tempdir().unwrap();
         naive::write_model(folder.path(), shape);
         let model = Model::open(folder.path()).unwrap();
-        let mut backend = CpuBackend::new(&model, threads).unwrap();
+        let mut backend = CpuBackend::new(&model, options).unwrap();
         backend
             .allocate(&KvLayout {
                 host_blocks: 0,
@@ -245,6 +249,37 @@ fn weights_that_stay_bf16_compute_the_same_model() {
     let expected = naive::log_probabilities(&rig.model, &sequences[0].tokens);
     let got = rig.step(&mut sequences, &[20]);
     assert_close(&got[0], &expected[19]);
+}
+
+#[test]
+fn keys_and_values_in_bf16_take_half_the_memory_and_compute_nearly_the_same() {
+    let options = |threads, kv_cache| CpuOptions {
+        threads,
+        kv_cache,
+        ..CpuOptions::default()
+    };
+    // Blocks of an odd size end in half an item.
+    for block_size in [16, 5] {
+        let mut rig = Rig::with(&small(), options(2, KvCacheType::Bfloat16), block_size);
+        let exact = Rig::with(&small(), options(1, KvCacheType::Float32), block_size);
+        assert_eq!(
+            rig.backend.info().kv_bytes_per_token * 2,
+            exact.backend.info().kv_bytes_per_token
+        );
+        let mut whole = rig.sequences(&[37], 1);
+        let expected = naive::log_probabilities(&rig.model, &whole[0].tokens);
+        let got = rig.step(&mut whole, &[37]);
+        for (got, expected) in got[0].iter().zip(&expected[36]) {
+            let error = (f64::from(*got) - expected).abs();
+            assert!(error < 1e-2 * (1.0 + expected.abs()), "{got} {expected}");
+        }
+        // And the same bits in chunks.
+        let mut chunks = rig.sequences(&[37], 1);
+        for count in [20, 1, 15] {
+            rig.step(&mut chunks, &[count]);
+        }
+        assert_eq!(rig.step(&mut chunks, &[1]), got);
+    }
 }
 
 #[test]

@@ -76,6 +76,16 @@ impl StepShape {
         self.pairs += (tokens * context).saturating_sub(less);
     }
 
+    /// The step after this one, if both are decodes alone: each context is one token longer.
+    #[must_use]
+    pub fn next_decode(self) -> Self {
+        Self {
+            context: self.context + self.sequences,
+            pairs: self.pairs + self.sequences,
+            ..self
+        }
+    }
+
     /// The shape of a formed step, with blocks of `block_size` tokens.
     pub fn of(step: &Step, block_size: u32) -> Self {
         let mut shape = Self {

@@ -51,6 +51,26 @@ fn costs_are_learned_from_steps() {
 }
 
 #[test]
+fn what_a_part_reads_however_short_is_told_from_its_pairs() {
+    let mut model = CostModel::default();
+    let seconds = |load: Load| seconds(load) + 2e-6 * load.prompt_context as f64;
+    for round in 0..400_u64 {
+        let load = decode(4, 500);
+        model.observe(load, seconds(load));
+        let mut mixed = load;
+        mixed.add_prompt(round as usize * 40, 1 + (round as usize * 13) % 30);
+        model.observe(mixed, seconds(mixed));
+    }
+    let cost = model.prompt_cost().unwrap();
+    assert!(close(cost.context, 2e-6, 0.1), "{cost:?}");
+    for (start, count) in [(100, 30), (15_000, 2), (15_000, 20)] {
+        let exact = 0.001 * count as f64 + 3e-7 * pairs(start, count) as f64 + 2e-6 * start as f64;
+        let predicted = cost.seconds(start, count);
+        assert!(close(predicted, exact, 0.05), "{start} {count} {predicted}");
+    }
+}
+
+#[test]
 fn one_stalled_step_changes_little_and_many_are_believed() {
     let mut model = trained();
     let load = decode(4, 1000);
@@ -114,9 +134,18 @@ fn times_that_are_no_times_are_passed_over() {
 
 #[test]
 fn tokens_within_a_time_are_the_most_that_fit() {
-    let costs = [(0.001, 3e-7), (0.001, 0.0), (0.0, 3e-7), (2e-5, 3e-9)];
-    for (token, pair) in costs {
-        let cost = PromptCost { token, pair };
+    let costs = [
+        (0.001, 3e-7, 0.0),
+        (0.001, 0.0, 0.0),
+        (0.0, 3e-7, 5e-7),
+        (2e-5, 3e-9, 1e-8),
+    ];
+    for (token, pair, context) in costs {
+        let cost = PromptCost {
+            token,
+            pair,
+            context,
+        };
         for start in [0, 100, 16_000] {
             for seconds in [0.01, 0.1, 1.0] {
                 let count = cost.tokens_within(seconds, start);

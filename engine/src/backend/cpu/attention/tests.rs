@@ -1,5 +1,7 @@
 //! Attention by itself, over contexts of several splits, against its definition in f64.
 
+use half::bf16;
+
 use super::super::kv_memory::KvGeometry;
 use super::*;
 use crate::backend::{KvLayout, StepSequence};
@@ -28,11 +30,11 @@ struct Context {
 }
 
 impl Context {
-    fn new(block_size: usize, length: usize) -> Self {
+    fn new(element: KvElement, block_size: usize, length: usize) -> Self {
         let blocks = length.div_ceil(block_size);
         let pool = (blocks + 1).next_power_of_two();
         let table: Vec<u32> = (1..=blocks).map(|i| (i * 5 % pool) as u32).collect();
-        let mut kv = KvMemory::new(KvGeometry::of(1, KV_HEADS, HEAD_DIM));
+        let mut kv = KvMemory::new(KvGeometry::of(element, 1, KV_HEADS, HEAD_DIM));
         kv.allocate(KvLayout {
             block_size: block_size as u32,
             blocks: pool as u32,
@@ -58,30 +60,40 @@ impl Context {
     /// The last `tokens` of a context of `length`.
     fn attend(
         &self,
-        (team, isa): (&Team, Isa),
+        threads: (&Team, Isa),
         tokens: usize,
         length: usize,
         window: Option<usize>,
     ) -> Vec<f32> {
-        let blocks = length.div_ceil(self.block_size);
-        let step = Step {
-            sequences: vec![StepSequence {
-                tokens: 0..tokens as u32,
+        self.attend_all(threads, &[(tokens, length)], window)
+    }
+
+    /// The same for several sequences in one step, which share their blocks.
+    fn attend_all(
+        &self,
+        (team, isa): (&Team, Isa),
+        sequences: &[(usize, usize)],
+        window: Option<usize>,
+    ) -> Vec<f32> {
+        let mut step = Step::default();
+        let mut queries = Vec::new();
+        for &(tokens, length) in sequences {
+            let (first, table) = (queries.len() / STRIDE, step.block_tables.len() as u32);
+            let blocks = length.div_ceil(self.block_size);
+            step.block_tables.extend(&self.table[..blocks]);
+            step.sequences.push(StepSequence {
+                tokens: first as u32..(first + tokens) as u32,
                 context_len: length as u32,
-                block_table: 0..blocks as u32,
+                block_table: table..step.block_tables.len() as u32,
                 sample: None,
                 embed: false,
-            }],
-            block_tables: self.table[..blocks].to_vec(),
-            ..Step::default()
-        };
-        let mut queries = vec![f32::NAN; tokens * STRIDE];
-        for (row, queries) in queries.chunks_mut(STRIDE).enumerate() {
-            for head in 0..HEADS {
-                let query = vector(length - tokens + row, head, 3);
-                queries[head * HEAD_DIM..][..HEAD_DIM].copy_from_slice(&query);
+            });
+            for position in length - tokens..length {
+                let heads = (0..HEADS).flat_map(|head| vector(position, head, 3));
+                queries.extend(heads.chain([f32::NAN; STRIDE - HEADS * HEAD_DIM]));
             }
         }
+        let tokens = queries.len() / STRIDE;
         let attention = Attention {
             isa,
             step: &step,
@@ -102,10 +114,17 @@ impl Context {
     }
 }
 
-/// What the token at `position` attends to, by definition.
-fn definition(position: usize, window: Option<usize>) -> Vec<f64> {
+/// What the token at `position` attends to, by definition, over keys and values as they are kept.
+fn definition(element: KvElement, position: usize, window: Option<usize>) -> Vec<f64> {
     let first = window.map_or(0, |window| (position + 1).saturating_sub(window));
-    let wide = |position, head, seed| vector(position, head, seed).into_iter().map(f64::from);
+    let kept = move |value: f32, seed| match element {
+        KvElement::Bf16 if seed < 3 => bf16::from_f32(value).to_f64(),
+        _ => f64::from(value),
+    };
+    let wide = move |position, head, seed| {
+        let values = vector(position, head, seed).into_iter();
+        values.map(move |value| kept(value, seed))
+    };
     let heads = (0..HEADS).flat_map(|head| {
         let kv_head = head / (HEADS / KV_HEADS);
         let weight = |at| {
@@ -136,16 +155,17 @@ fn contexts_of_several_splits_match_the_definition() {
         (16, 520, 260, Some(5)),
         (600, 650, 2, None),
     ] {
-        let context = Context::new(block_size, length);
-        for isa in Isa::all() {
+        for (element, isa) in kinds() {
+            let context = Context::new(element, block_size, length);
             let out = context.attend((&team, isa), tokens, length, window);
             let rows = out.chunks(HEADS * HEAD_DIM);
             for (row, position) in rows.zip(length - tokens..length) {
-                for (got, expected) in row.iter().zip(definition(position, window)) {
+                let expected = definition(element, position, window);
+                for (got, expected) in row.iter().zip(expected) {
                     let error = (f64::from(*got) - expected).abs();
                     assert!(
                         error < 1e-5,
-                        "{isa:?} {block_size} {position}: {got} {expected}"
+                        "{isa:?} {element:?} {block_size} {position}: {got} {expected}"
                     );
                 }
             }
@@ -153,13 +173,19 @@ fn contexts_of_several_splits_match_the_definition() {
     }
 }
 
+/// Every type of keys and values, with every instruction set.
+fn kinds() -> impl Iterator<Item = (KvElement, Isa)> {
+    let elements = [KvElement::F32, KvElement::Bf16].into_iter();
+    elements.flat_map(|element| Isa::all().into_iter().map(move |isa| (element, isa)))
+}
+
 #[test]
 fn a_token_has_the_same_bits_in_any_chunk_and_on_any_threads() {
     let (alone, together) = (Team::new(1).unwrap(), Team::new(3).unwrap());
     for (block_size, window) in [(16, None), (5, None), (16, Some(270))] {
         let length = 600;
-        let context = Context::new(block_size, length);
-        for isa in Isa::all() {
+        for (element, isa) in kinds() {
+            let context = Context::new(element, block_size, length);
             let whole = context.attend((&alone, isa), length, length, window);
             assert_eq!(
                 whole,
@@ -170,9 +196,29 @@ fn a_token_has_the_same_bits_in_any_chunk_and_on_any_threads() {
                 let expected = &whole[(length - tokens) * width..length * width];
                 for team in [&alone, &together] {
                     let out = context.attend((team, isa), tokens, length, window);
-                    assert_eq!(out, expected, "{isa:?} {block_size} {tokens} {length}");
+                    assert_eq!(
+                        out, expected,
+                        "{isa:?} {element:?} {block_size} {tokens} {length}"
+                    );
                 }
             }
+        }
+    }
+}
+
+#[test]
+fn a_long_context_beside_short_ones_has_the_bits_that_it_has_alone() {
+    let (alone, together) = (Team::new(1).unwrap(), Team::new(3).unwrap());
+    let sequences = [(1, 40), (20, 900), (1, 300), (3, 20), (1, 880)];
+    for (element, isa) in kinds() {
+        let context = Context::new(element, 16, 900);
+        let each = sequences
+            .iter()
+            .flat_map(|(tokens, length)| context.attend((&alone, isa), *tokens, *length, None));
+        let each: Vec<f32> = each.collect();
+        for team in [&alone, &together] {
+            let all = context.attend_all((team, isa), &sequences, None);
+            assert_eq!(all, each, "{isa:?} {element:?}");
         }
     }
 }

@@ -12,7 +12,7 @@ use std::arch::x86_64::{
 };
 use std::mem::transmute;
 
-use super::{Lanes, Left, PREFETCH_BYTES, Packed, Pairs, Product, Quants, Softmax, weigh_body};
+use super::{Lanes, Left, Packed, Pairs, Product, Quants, Softmax, weigh_body};
 
 /// 16 elements.
 pub(in super::super) type Vectors = [__m256; 2];
@@ -61,7 +61,12 @@ fn tile<W: Packed, L: Left<R>, const R: usize, const P: usize>(
             *sum = load(lanes);
         }
     }
-    for (left, panels) in products {
+    for Product {
+        left,
+        panels,
+        ahead,
+    } in products
+    {
         let items = left.depth() / W::DEPTH;
         // Equal lengths, visible here, let the compiler drop the bounds checks in the loop. (`array::map` hides them.)
         let mut rights = *panels;
@@ -70,9 +75,8 @@ fn tile<W: Packed, L: Left<R>, const R: usize, const P: usize>(
         }
         for item in 0..items {
             for p in 0..P {
-                // What lies behind the panel is the next one, or nothing; asking for it is harmless.
-                let ahead = (&raw const rights[p][item]).wrapping_byte_add(PREFETCH_BYTES);
-                _mm_prefetch::<_MM_HINT_T0>(ahead.cast());
+                // Wherever that is, asking for it is harmless.
+                _mm_prefetch::<_MM_HINT_T0>(ahead[p].wrapping_add(item).cast());
                 for step in 0..W::DEPTH {
                     // SAFETY: this function has the feature that `avx2` asks for.
                     let [low, high] = unsafe { rights[p][item].avx2(step) };

@@ -12,7 +12,7 @@ use std::arch::x86_64::{
 };
 use std::mem::transmute;
 
-use super::{Lanes, Left, PREFETCH_BYTES, Packed, Pairs, Product, Quants, Softmax, weigh_body};
+use super::{Lanes, Left, Packed, Pairs, Product, Quants, Softmax, weigh_body};
 
 /// 16 elements.
 pub(in super::super) type Vector = __m512;
@@ -61,7 +61,12 @@ fn tile<W: Packed, L: Left<R>, const R: usize, const P: usize>(
             *sum = load(lanes);
         }
     }
-    for (left, panels) in products {
+    for Product {
+        left,
+        panels,
+        ahead,
+    } in products
+    {
         let items = left.depth() / W::DEPTH;
         // Equal lengths, visible here, let the compiler drop the bounds checks in the loop. (`array::map` hides them.)
         let mut rights = *panels;
@@ -69,10 +74,9 @@ fn tile<W: Packed, L: Left<R>, const R: usize, const P: usize>(
             *right = &right[..items];
         }
         for item in 0..items {
-            for right in &rights {
-                // What lies behind the panel is the next one, or nothing; asking for it is harmless.
-                let ahead = (&raw const right[item]).wrapping_byte_add(PREFETCH_BYTES);
-                _mm_prefetch::<_MM_HINT_T0>(ahead.cast());
+            for ahead in ahead {
+                // Wherever that is, asking for it is harmless.
+                _mm_prefetch::<_MM_HINT_T0>(ahead.wrapping_add(item).cast());
             }
             for step in 0..W::DEPTH {
                 let mut columns = [_mm512_setzero_ps(); P];

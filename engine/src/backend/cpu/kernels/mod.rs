@@ -23,7 +23,7 @@ mod tests;
 
 pub(super) use packed::{Packed, Pairs, Quants};
 
-use super::ops::exp;
+use super::ops::exp2_falling;
 
 /// Columns of a panel.
 pub(super) const LANES: usize = 16;
@@ -36,7 +36,6 @@ pub(super) const MAX_TILE_ROWS: usize = 12;
 
 /// How far ahead of its use a panel is asked for, in bytes. Measured: 512 to 1536 are alike; without asking, eight rows
 /// take a fifth longer.
-#[cfg(target_arch = "x86_64")]
 const PREFETCH_BYTES: usize = 1024;
 
 /// The instructions in use.
@@ -158,7 +157,26 @@ impl<const R: usize> Left<R> for Short<'_, R> {
 }
 
 /// A left side and the panels it is multiplied by, of equal depth.
-pub(super) type Product<'a, L, W, const P: usize> = (L, [&'a [W]; P]);
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Product<'a, L, W, const P: usize> {
+    pub(super) left: L,
+    pub(super) panels: [&'a [W]; P],
+    /// For each panel what memory is asked for meanwhile, item by item: what is needed later. No result depends on it,
+    /// and nobody reads through it.
+    pub(super) ahead: [*const W; P],
+}
+
+impl<'a, L, W, const P: usize> Product<'a, L, W, P> {
+    /// Of panels that lie one behind the other, which are asked for a little ahead of their use.
+    pub(super) fn new(left: L, panels: [&'a [W]; P]) -> Self {
+        let ahead = panels.map(|panel| panel.as_ptr().wrapping_byte_add(PREFETCH_BYTES));
+        Self {
+            left,
+            panels,
+            ahead,
+        }
+    }
+}
 
 /// Adds the products to `accumulators`, one behind the other.
 #[inline]
@@ -180,7 +198,7 @@ fn portable<W: Packed, L: Left<R>, const R: usize, const P: usize>(
     products: &[Product<'_, L, W, P>],
     accumulators: &mut [[Lanes; R]; P],
 ) {
-    for (left, panels) in products {
+    for Product { left, panels, .. } in products {
         for (panel, sums) in panels.iter().zip(accumulators.iter_mut()) {
             for k in 0..left.depth() {
                 let right = panel[k / W::DEPTH].widen(k % W::DEPTH);
@@ -200,13 +218,13 @@ fn portable<W: Packed, L: Left<R>, const R: usize, const P: usize>(
 pub(super) struct Softmax<const R: usize> {
     /// Largest score so far.
     pub(super) max: [f32; R],
-    /// Sum of the weights so far, relative to it.
-    pub(super) norm: [f32; R],
+    /// Sums of the weights so far, relative to it: of every 16th key.
+    pub(super) norm: [Lanes; R],
     /// What the last scores made of weights from before them.
     pub(super) decay: [f32; R],
 }
 
-/// Turns scores `[group][row]` into weights relative to the row's largest score so far, `exp(score - max)`, and takes
+/// Turns scores `[group][row]` into weights relative to the row's largest score so far, `2^(score - max)`, and takes
 /// them into `softmax`. A score of -∞ weighs nothing.
 #[inline]
 pub(super) fn weigh<const R: usize>(isa: Isa, scores: &mut [[Lanes; R]], softmax: &mut Softmax<R>) {
@@ -235,22 +253,39 @@ fn weigh_body<const R: usize>(scores: &mut [[Lanes; R]], softmax: &mut Softmax<R
         }
         let before = softmax.max[r];
         let max = larger(before, reduce(&largest, larger));
-        let mut sums = [0.0; LANES];
+        softmax.decay[r] = 1.0;
+        if max > before {
+            let decay = exp2_falling(before - max);
+            softmax.max[r] = max;
+            softmax.decay[r] = decay;
+            softmax.norm[r].iter_mut().for_each(|sum| *sum *= decay);
+        }
+        // Where nothing is seen yet, what is not seen weighs nothing all the same.
+        let max = if max == f32::NEG_INFINITY { 0.0 } else { max };
+        let mut norm = softmax.norm[r];
         for group in scores.iter_mut() {
-            for (sum, score) in sums.iter_mut().zip(&mut group[r]) {
-                let weight = exp(*score - max);
-                *score = if *score == f32::NEG_INFINITY {
-                    0.0
-                } else {
-                    weight
-                };
+            for (sum, score) in norm.iter_mut().zip(&mut group[r]) {
+                *score = exp2_falling(*score - max);
                 *sum += *score;
             }
         }
-        let decay = if max > before { exp(before - max) } else { 1.0 };
-        softmax.max[r] = max;
-        softmax.decay[r] = decay;
-        softmax.norm[r] = softmax.norm[r] * decay + reduce(&sums, |a, b| a + b);
+        softmax.norm[r] = norm;
+    }
+}
+
+impl<const R: usize> Softmax<R> {
+    /// Nothing seen yet.
+    pub(super) fn new() -> Self {
+        Self {
+            max: [f32::NEG_INFINITY; R],
+            norm: [[0.0; LANES]; R],
+            decay: [1.0; R],
+        }
+    }
+
+    /// Row r's largest score, and the sum of its weights.
+    pub(super) fn row(&self, r: usize) -> (f32, f32) {
+        (self.max[r], reduce(&self.norm[r], |a, b| a + b))
     }
 }
 

@@ -21,7 +21,11 @@ fn check<W: Packed, const R: usize, const P: usize>(isa: Isa, depth: usize, pane
     let items = depth / W::DEPTH;
     let panel = |p: usize| &panels[p * items..(p + 1) * items];
     let mut sums = [[[0.5; LANES]; R]; P];
-    tile(isa, &[(left, std::array::from_fn(panel))], &mut sums);
+    tile(
+        isa,
+        &[Product::new(left, std::array::from_fn(panel))],
+        &mut sums,
+    );
     for (p, sums) in sums.iter().enumerate() {
         for (r, sums) in sums.iter().enumerate() {
             for (l, sum) in sums.iter().enumerate() {
@@ -78,12 +82,12 @@ fn a_row_is_the_same_in_every_tile() {
         let (right, _) = right.as_chunks::<LANES>();
         let panels = [&right[..depth], &right[depth..]];
         let mut together = [[[0.0; LANES]; 12]; 2];
-        tile(isa, &[(left, panels)], &mut together);
+        tile(isa, &[Product::new(left, panels)], &mut together);
         for row in 0..12 {
             let alone: Vec<[f32; 1]> = left.iter().map(|column| [column[row]]).collect();
             for (panel, together) in panels.into_iter().zip(&together) {
                 let mut sums = [[[0.0; LANES]]];
-                tile(isa, &[(&alone[..], [panel])], &mut sums);
+                tile(isa, &[Product::new(&alone[..], [panel])], &mut sums);
                 assert_eq!(sums[0][0], together[row]);
             }
         }
@@ -109,11 +113,11 @@ fn short_rows_one_behind_the_other_multiply_as_long_ones_do() {
         let parts = [short(0, 3), short(3, 2)];
         let parts = parts.each_ref().map(|(rows, right)| {
             let count = right.len();
-            (Short { rows, count }, [*right])
+            Product::new(Short { rows, count }, [*right])
         });
         let (mut short, mut long) = ([[[0.0; LANES]; 3]], [[[0.0; LANES]; 3]]);
         tile(isa, &parts, &mut short);
-        tile(isa, &[(&columns[..], [right])], &mut long);
+        tile(isa, &[Product::new(&columns[..], [right])], &mut long);
         assert_eq!(short, long);
     }
 }
@@ -127,31 +131,31 @@ fn weights_of_scores_are_the_same_on_every_machine() {
         scores[1][0][3] = f32::NEG_INFINITY;
         let mut softmax = Softmax {
             max: [before],
-            norm: [2.0],
+            norm: [[0.125; LANES]],
             decay: [f32::NAN],
         };
         weigh(isa, &mut scores, &mut softmax);
-        (scores, softmax.max[0], softmax.norm[0], softmax.decay[0])
+        (scores, softmax.row(0), softmax.decay[0])
     };
     for before in [-3.0, 4.0] {
-        let (weights, max, norm, decay) = weigh(Isa::Portable, before);
+        let (weights, (max, norm), decay) = weigh(Isa::Portable, before);
         let largest = scores
             .as_flattened()
             .as_flattened()
             .iter()
             .fold(before, |a, b| a.max(*b));
         assert_eq!(max, largest);
-        assert!((f64::from(decay) - f64::from(before - max).exp()).abs() < 1e-6);
+        assert!((f64::from(decay) - f64::from(before - max).exp2()).abs() < 1e-6);
         let mut sum = 2.0 * f64::from(decay);
         for (group, lane) in (0..2).flat_map(|group| (0..LANES).map(move |lane| (group, lane))) {
-            let exact = f64::from(scores[group][0][lane] - max).exp();
+            let exact = f64::from(scores[group][0][lane] - max).exp2();
             let exact = if (group, lane) == (1, 3) { 0.0 } else { exact };
             assert!((f64::from(weights[group][0][lane]) - exact).abs() < 1e-6);
             sum += exact;
         }
         assert!((f64::from(norm) - sum).abs() < 1e-5);
         for isa in Isa::all() {
-            assert_eq!(weigh(isa, before), (weights, max, norm, decay));
+            assert_eq!(weigh(isa, before), (weights, (max, norm), decay));
         }
     }
 }
@@ -162,12 +166,13 @@ fn a_row_without_scores_stays_as_it_was() {
         let mut scores = [[[f32::NEG_INFINITY; LANES]; 2]; 3];
         let mut softmax = Softmax {
             max: [f32::NEG_INFINITY, 1.5],
-            norm: [0.0, 7.0],
+            norm: [[0.0; LANES], [7.0; LANES]],
             decay: [0.0; 2],
         };
         weigh(isa, &mut scores, &mut softmax);
         assert_eq!(scores, [[[0.0; LANES]; 2]; 3]);
         assert_eq!(softmax.max, [f32::NEG_INFINITY, 1.5]);
-        assert_eq!((softmax.norm, softmax.decay), ([0.0, 7.0], [1.0; 2]));
+        assert_eq!(softmax.norm, [[0.0; LANES], [7.0; LANES]]);
+        assert_eq!(softmax.decay, [1.0; 2]);
     }
 }
