@@ -14,7 +14,7 @@ use clap::{ArgAction, Parser};
 use super::commands::Command;
 use super::foreign_flags::ForeignFlags;
 use super::model_server_flags::ModelServerFlags;
-use super::settings::{LogFormat, ResponseWatch, TokenizerFolder};
+use super::settings::{LogFormat, PolicyName, ResponseWatch, TokenizerFolder};
 use super::tls::{CipherSuite, TlsVersion};
 use super::values;
 
@@ -56,7 +56,7 @@ pub struct Flags {
         help_heading = "Workers",
         value_name = "PATH",
         env = "EPP_POOLS_FILE",
-        conflicts_with_all = ["endpoints", "endpoints_file", "config_file", "config_text", "resources_file", "tokenizers"]
+        conflicts_with_all = ["endpoints", "endpoints_file", "config_file", "config_text", "policy", "resources_file", "tokenizers"]
     )]
     pub pools_file: Option<PathBuf>,
 
@@ -82,6 +82,18 @@ pub struct Flags {
         env = "EPP_CONFIG_FILE"
     )]
     pub config_file: Option<PathBuf>,
+
+    /// A policy by name, where no configuration is given. `field-default`: queue 2, KV usage 2, prefix 3, as the field.
+    /// `expected-ttft`: the worker where the first token comes soonest, with what that costs those who come after.
+    #[arg(
+        long,
+        help_heading = "Picking",
+        value_name = "NAME",
+        default_value = "field-default",
+        conflicts_with_all = ["config_file", "config_text"],
+        env = "EPP_POLICY"
+    )]
+    pub policy: PolicyName,
 
     /// The EndpointPickerConfig itself.
     #[arg(

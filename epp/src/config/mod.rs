@@ -31,7 +31,8 @@ pub mod yaml;
 pub use flags::Flags;
 pub use pools::PoolSettings;
 pub use settings::{
-    EndpointSource, LogFormat, LogLevel, ResponseWatch, Settings, SettingsError, TokenizerFolder,
+    EndpointSource, LogFormat, LogLevel, PolicyName, ResponseWatch, Settings, SettingsError,
+    TokenizerFolder,
 };
 pub use source::{ConfigSource, LoadedConfig};
 pub use tls::{TlsMode, TlsOptions};

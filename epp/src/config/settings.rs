@@ -105,6 +105,22 @@ pub enum ResponseWatch {
     AccessLog,
 }
 
+/// The policies that have a name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum PolicyName {
+    FieldDefault,
+    ExpectedTtft,
+}
+
+impl From<PolicyName> for ConfigSource {
+    fn from(name: PolicyName) -> Self {
+        match name {
+            PolicyName::FieldDefault => Self::FieldDefault,
+            PolicyName::ExpectedTtft => Self::ExpectedTtft,
+        }
+    }
+}
+
 /// How log lines are written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum LogFormat {
@@ -212,7 +228,7 @@ fn pools(flags: Flags) -> Result<Vec<PoolSettings>, SettingsError> {
     let config = match (flags.config_file, flags.config_text) {
         (Some(file), _) => ConfigSource::File(file),
         (None, Some(text)) => ConfigSource::Text(text),
-        (None, None) => ConfigSource::FieldDefault,
+        (None, None) => flags.policy.into(),
     };
     Ok(vec![PoolSettings {
         name: DEFAULT_POOL.to_owned(),
@@ -246,7 +262,9 @@ fn endpoint_source(
     }
     if endpoints.is_empty() {
         return match config {
-            ConfigSource::FieldDefault => Err(SettingsError::NoEndpoints),
+            ConfigSource::FieldDefault | ConfigSource::ExpectedTtft => {
+                Err(SettingsError::NoEndpoints)
+            }
             ConfigSource::File(_) | ConfigSource::Text(_) => Ok(EndpointSource::Configuration),
         };
     }

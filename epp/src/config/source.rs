@@ -12,6 +12,8 @@ use super::watch;
 pub enum ConfigSource {
     /// There is none: what the field runs without one.
     FieldDefault,
+    /// Our own policy.
+    ExpectedTtft,
     /// A file, followed while it changes.
     File(PathBuf),
     /// The text itself.
@@ -37,6 +39,10 @@ impl ConfigSource {
         match self {
             Self::FieldDefault => Ok(LoadedConfig {
                 config: epc::field_default(catalogue)?,
+                followed: None,
+            }),
+            Self::ExpectedTtft => Ok(LoadedConfig {
+                config: epc::load("--policy", epc::EXPECTED_TTFT, catalogue, options)?,
                 followed: None,
             }),
             Self::Text(text) => Ok(LoadedConfig {

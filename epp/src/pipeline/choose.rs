@@ -15,6 +15,7 @@ use crate::ext_proc::{Destination, DroppedReason, Refusal, RefusalCode, RequestH
 use crate::fleet::{Endpoint, Live, Snapshot};
 use crate::observe::decisions::header_value;
 use crate::observe::metrics::DisaggDecision;
+use crate::schedule::expected::{Estimates, Placement};
 use crate::schedule::latency::{Features, Predictions};
 use crate::schedule::scheduler::find_eligible;
 use crate::schedule::{Context, Decision, Headers, Meter, NoEndpoint, Request};
@@ -25,6 +26,7 @@ pub(super) struct Scratch {
     pub(super) snapshot: Snapshot,
     pub(super) prefix: PrefixScratch,
     pub(super) predictions: Predictions,
+    pub(super) estimates: Estimates,
     pub(super) eligible: Vec<usize>,
     pub(super) decision: Decision,
 }
@@ -79,6 +81,7 @@ impl InFlight {
             snapshot,
             prefix,
             predictions,
+            estimates,
             eligible,
             decision,
         } = scratch;
@@ -101,6 +104,14 @@ impl InFlight {
                 .lock()
                 .predict(snapshot, &request, predictions);
             request.predictions = Some(predictions);
+        }
+        estimates.clear();
+        if let Some(options) = self.policy.expectation {
+            let mut expected = self.pool.expected.lock();
+            expected.set_options(options);
+            let now_us = self.shared.clock.now_us();
+            expected.estimate(snapshot, &prefix.matches, prompt_tokens, now_us, estimates);
+            request.estimates = Some(estimates);
         }
         self.admit(&request, snapshot, now_ms, eligible)?;
         let measured = self.shared.metrics.measures_plugins();
@@ -168,7 +179,7 @@ impl InFlight {
             let lease = pool
                 .fleet
                 .lease(member.id, member.generation, tokens - output);
-            (expectation, lease)
+            (member, expectation, lease)
         });
         // Where another endpoint prefills, this one has only the answer to compute.
         let tokens = if prefill.is_some() {
@@ -176,8 +187,13 @@ impl InFlight {
         } else {
             tokens
         };
+        let prefills = prefill.as_ref();
+        let (at, of) = prefills.map_or((&winner, &expectation), |(at, of, _)| (at, of));
+        let placement = self.place(at, prompt_tokens, of.cached_tokens);
+        let prefill = prefill.map(|(_, expectation, lease)| (expectation, lease));
         self.count(&winner, prompt_tokens, &expectation, scratch);
         Ok(Picked {
+            placement,
             features: Features::of(&live, prompt_tokens, expectation.cached_tokens),
             lease: pool.fleet.lease(winner.id, winner.generation, tokens),
             endpoint: winner,
@@ -187,6 +203,15 @@ impl InFlight {
             output_tokens,
             at_us: self.shared.clock.now_us(),
         })
+    }
+
+    /// Has the prompt stand before those that come after it, at the endpoint that prefills it.
+    fn place(&self, at: &Endpoint, prompt_tokens: u32, cached_tokens: u32) -> Option<Placement> {
+        self.policy.expectation?;
+        let who = (at.id, at.generation);
+        let now_us = self.shared.clock.now_us();
+        let mut expected = self.pool.expected.lock();
+        expected.place(who, prompt_tokens, cached_tokens, now_us)
     }
 
     fn count(
@@ -213,6 +238,10 @@ impl InFlight {
                 model: &self.target_model,
                 decision: scratch.decision.stages.label(),
             });
+        }
+        let first = scratch.decision.primary().endpoints.first();
+        if let Some(estimate) = first.and_then(|at| scratch.estimates.get(*at)) {
+            self.series.predicted_ttft.record(estimate.ttft_s());
         }
         if let Some(prediction) = scratch
             .decision

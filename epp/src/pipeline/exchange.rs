@@ -18,6 +18,7 @@ use crate::flow::{FlowRefusal, FlowRequest, Permit};
 use crate::observe::OfRequest;
 use crate::observe::spans::RequestSpan;
 use crate::request::InferenceRequest;
+use crate::schedule::expected::{Placement, Sighting};
 use crate::schedule::latency::Features;
 use crate::schedule::{MediaItem, SubsetEntry};
 
@@ -65,6 +66,8 @@ pub(super) struct Picked {
     /// The endpoint that prefills, where it is another one.
     pub(super) prefill: Option<(Expectation, Lease)>,
     pub(super) features: Features,
+    /// Its place among the prompts that are still to be computed, where the policy keeps account of them.
+    pub(super) placement: Option<Placement>,
     pub(super) prompt_tokens: u32,
     /// Tokens that stay counted once the prompt is prefilled: those of the expected answer.
     pub(super) output_tokens: u32,
@@ -129,7 +132,7 @@ impl Exchange for InFlight {
         let now_us = self.shared.clock.now_us();
         self.first_byte_us = Some(now_us);
         let seconds = now_us.saturating_sub(self.begun_us) as f64 / 1e6;
-        settle::first_token(self, seconds);
+        settle::first_token(self, seconds, Sighting::AtOnce);
     }
 
     fn attributes(&self, usage: &TokenUsage) -> Vec<(String, String, f64)> {
@@ -145,7 +148,7 @@ impl Exchange for InFlight {
         };
         if self.first_byte_us.is_none() {
             self.first_byte_us = Some(self.begun_us + ttft_us);
-            settle::first_token(self, ttft_us as f64 / 1e6);
+            settle::first_token(self, ttft_us as f64 / 1e6, Sighting::Afterwards);
         }
     }
 

@@ -15,7 +15,9 @@ use crate::config::resolved::{PluginSpec, ResolvedConfig};
 use crate::flow::{FlowSettings, SaturationDetector, SettingsError, saturation_detector};
 use crate::request::{Parsers, UnknownParser};
 use crate::schedule::admitters::{self, Admitter};
+use crate::schedule::expected::ExpectationOptions;
 use crate::schedule::filters::HealthyFilter;
+use crate::schedule::scorers::expected_ttft;
 use crate::schedule::{self, BuildError, Filter, Scheduler, latency};
 
 /// The operator's choices, made into parts.
@@ -37,6 +39,8 @@ pub struct Policy {
     pub echo_served: bool,
     /// Whether latencies are predicted for the plugins.
     pub predicts: bool,
+    /// How each endpoint's time to first token is expected, where a scorer asks for it.
+    pub expectation: Option<ExpectationOptions>,
     pub config: ResolvedConfig,
 }
 
@@ -97,6 +101,8 @@ impl Policy {
             identity: last(&config, "agent-identity")?,
             echo_served: has("destination-endpoint-served-verifier"),
             predicts: has(latency::TYPE_NAME),
+            expectation: last::<expected_ttft::Parameters>(&config, expected_ttft::TYPE_NAME)?
+                .map(ExpectationOptions::from),
             config,
         })
     }

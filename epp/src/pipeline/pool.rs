@@ -24,6 +24,7 @@ use crate::observe::Metrics;
 use crate::request::model_rewrite::ModelRewrites;
 use crate::request::objectives::Objectives;
 use crate::schedule::by_member::ByMember;
+use crate::schedule::expected::FleetExpectation;
 use crate::schedule::filters::role::ROLE_LABEL;
 use crate::schedule::latency::{LatencyModel, LatencyOptions};
 use crate::tokens::{TokenLimits, Tokens};
@@ -41,6 +42,8 @@ pub struct Pool {
     pub gate: Gate,
     /// What is learned of latencies; only used where the policy predicts.
     pub latency: Mutex<LatencyModel>,
+    /// Who has how much to prefill; only kept where the policy expects times to first token.
+    pub expected: Mutex<FleetExpectation>,
     pub shares: CachedShares,
 }
 
@@ -100,6 +103,7 @@ impl Pool {
             rules: ArcSwap::from_pointee(Rules::default()),
             gate,
             latency: Mutex::new(LatencyModel::new(latency)),
+            expected: Mutex::default(),
             shares: CachedShares::default(),
         }
     }

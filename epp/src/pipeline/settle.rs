@@ -12,9 +12,10 @@ use crate::ext_proc::{End, Outcome};
 use crate::observe::decisions::OutcomeRecord;
 use crate::observe::request_series::{Latest, Slo};
 use crate::observe::spans::{EndAttributes, PickAttributes};
+use crate::schedule::expected::Sighting;
 
 /// The first byte of the response came, this many seconds after the request.
-pub(super) fn first_token(exchange: &mut InFlight, seconds: f64) {
+pub(super) fn first_token(exchange: &mut InFlight, seconds: f64, sighting: Sighting) {
     exchange
         .series
         .first_token(seconds, exchange.request.stream);
@@ -27,6 +28,12 @@ pub(super) fn first_token(exchange: &mut InFlight, seconds: f64) {
     let Some(picked) = &mut exchange.picked else {
         return;
     };
+    // Where the answer does not stream, its first byte comes with the last token.
+    if let (Some(placement), true) = (picked.placement, exchange.request.stream) {
+        let at_us = exchange.begun_us + (seconds * 1e6) as u64;
+        let mut expected = exchange.pool.expected.lock();
+        expected.first_token(placement, at_us, sighting);
+    }
     exchange
         .pool
         .begin_response(&exchange.shared, &picked.expectation);
@@ -42,7 +49,7 @@ pub(super) fn finish(mut exchange: InFlight, outcome: &Outcome) {
     let now_us = exchange.shared.clock.now_us();
     if let (Some(ttft_us), None) = (outcome.measured.ttft_us, exchange.first_byte_us) {
         exchange.first_byte_us = Some(exchange.begun_us + ttft_us);
-        first_token(&mut exchange, ttft_us as f64 / 1e6);
+        first_token(&mut exchange, ttft_us as f64 / 1e6, Sighting::Afterwards);
     }
     let duration_us = outcome
         .measured
@@ -60,6 +67,9 @@ pub(super) fn finish(mut exchange: InFlight, outcome: &Outcome) {
     }
     learn(&mut exchange, outcome, duration_us);
     note(&mut exchange, outcome, duration_us);
+    if let Some(placement) = exchange.picked.as_ref().and_then(|picked| picked.placement) {
+        exchange.pool.expected.lock().ended(placement, now_us);
+    }
     let (gate, fairness_id) = (exchange.pool.gate.clone(), exchange.fairness_id.clone());
     if let Some(usage) = outcome.usage {
         gate.on_served(&fairness_id, usage.prompt_tokens, usage.completion_tokens);

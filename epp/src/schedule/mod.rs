@@ -13,6 +13,7 @@ pub mod build;
 pub mod by_member;
 pub mod deciders;
 pub mod decision;
+pub mod expected;
 pub mod filters;
 pub mod handlers;
 pub mod latency;

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use serde_json::Value;
 use smallvec::SmallVec;
 
+use super::expected::Estimates;
 use super::latency::Predictions;
 use super::subset::SubsetEntry;
 use crate::config::plugins::{ParameterError, PluginType};
@@ -63,6 +64,8 @@ pub struct Request<'a> {
     pub matches: &'a Matches,
     /// The latencies that are expected of each endpoint; `None` where nobody predicts.
     pub predictions: Option<&'a Predictions>,
+    /// What each endpoint is expected to cost; `None` where nobody estimates.
+    pub estimates: Option<&'a Estimates>,
     /// The proxy's subset hint; `None` = the whole pool, an empty list = nothing is eligible.
     pub subset: Option<&'a [SubsetEntry]>,
     /// Snapshot position of the endpoint that an earlier profile picked for this very request, for
@@ -86,6 +89,7 @@ impl<'a> Request<'a> {
             prompt_tokens: 0,
             matches,
             predictions: None,
+            estimates: None,
             subset: None,
             peer: None,
             tie_seed: 0,

@@ -56,6 +56,19 @@ schedulingProfiles:
     weight: 3
 ";
 
+/// Our own policy, `--policy expected-ttft`: the endpoint whose pick costs the fewest seconds.
+pub const EXPECTED_TTFT: &str = "\
+apiVersion: llm-d.ai/v1alpha1
+kind: EndpointPickerConfig
+plugins:
+- type: expected-ttft-scorer
+schedulingProfiles:
+- name: default
+  plugins:
+  - pluginRef: expected-ttft-scorer
+    weight: 1
+";
+
 /// Reads and resolves a configuration. `file_label` is what errors call it.
 pub fn load(
     file_label: &str,

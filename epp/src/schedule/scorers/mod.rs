@@ -3,6 +3,7 @@
 pub mod active_request;
 pub mod context_length_aware;
 pub mod endpoint_attribute;
+pub mod expected_ttft;
 pub mod header_label_affinity;
 pub mod kv_cache_utilization;
 pub mod latency;
@@ -31,6 +32,7 @@ pub const MAKERS: &[Maker<dyn Scorer>] = &[
     active_request::MAKER,
     context_length_aware::MAKER,
     endpoint_attribute::MAKER,
+    expected_ttft::MAKER,
     header_label_affinity::MAKER,
     kv_cache_utilization::MAKER,
     latency::MAKER,
