@@ -7,6 +7,9 @@
 //! - [`demo`]: `cargo demo`, the same chats with round robin and with epp, side by side.
 //! - [`overhead`]: what epp costs, in CPU and in time, through the same Envoy with and without it.
 //! - [`engine_bench`]: how fast the worker is, beside the engines that people run today.
+//! - [`workload`]: what is asked of a fleet: recorded traffic, or traffic from a seed with prefixes shared on purpose.
+//! - [`drive`]: that load at any endpoint, open or closed loop, and what it was like to be its client.
+//! - [`report`]: results as one HTML file.
 //!
 //! The client reads JSON with its own small types and not with those of `pointsman-proto`: what measures a server
 //! must not share its mistakes.
@@ -15,6 +18,10 @@ pub mod chats;
 pub mod client;
 mod console;
 pub mod demo;
+pub mod drive;
 pub mod engine_bench;
 pub mod overhead;
+pub mod report;
+pub mod simulate;
 pub mod stack;
+pub mod workload;

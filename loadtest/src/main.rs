@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use pointsman_loadtest::{demo, engine_bench, overhead};
+use pointsman_loadtest::{demo, drive, engine_bench, overhead, simulate};
 
 /// Starts the Pointsman stack on this machine and measures it.
 #[derive(Debug, Parser)]
@@ -17,8 +17,14 @@ struct Arguments {
 enum Command {
     /// The whole stack on this machine: Envoy, three workers, epp. Compares epp with round robin.
     Demo(demo::DemoOptions),
+    /// Load at any OpenAI endpoint: latencies, cached tokens, goodput. The last line is one JSON object.
+    #[command(after_help = drive::EXAMPLES)]
+    Drive(Box<drive::DriveOptions>),
     /// What epp costs: CPU a request, added latency, CPU when idle. The last line is one JSON object.
     Overhead(overhead::OverheadOptions),
+    /// A fleet in virtual time under several policies, from epp's and the engine's own code. The last line is one JSON
+    /// object.
+    Simulate(Box<simulate::command::SimulateOptions>),
     /// The worker's speed beside llama.cpp and transformers. The last line is one JSON object.
     EngineBench(engine_bench::EngineBenchOptions),
 }
@@ -28,7 +34,9 @@ async fn main() -> ExitCode {
     let arguments = Arguments::parse_from(without_separator(std::env::args().collect()));
     match arguments.command {
         Command::Demo(options) => demo::run(options).await,
+        Command::Drive(options) => drive::run(*options).await,
         Command::Overhead(options) => overhead::run(options).await,
+        Command::Simulate(options) => simulate::command::run(*options).await,
         Command::EngineBench(options) => engine_bench::run(options).await,
     }
 }

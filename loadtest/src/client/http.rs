@@ -59,12 +59,23 @@ impl HttpClient {
 
     /// `GET url`, all of it within `timeout`.
     pub async fn get(&self, url: &str, timeout: Duration) -> Result<HttpReply> {
-        self.send(Method::GET, url, None, timeout).await
+        self.send(Method::GET, url, None, None, timeout).await
+    }
+
+    /// Like [`get`](Self::get), with an API key where there is one.
+    pub async fn get_as(
+        &self,
+        url: &str,
+        api_key: Option<&str>,
+        timeout: Duration,
+    ) -> Result<HttpReply> {
+        self.send(Method::GET, url, None, api_key, timeout).await
     }
 
     /// `POST url` with a JSON body, all of it within `timeout`.
     pub async fn post(&self, url: &str, json: &str, timeout: Duration) -> Result<HttpReply> {
-        self.send(Method::POST, url, Some(json), timeout).await
+        self.send(Method::POST, url, Some(json), None, timeout)
+            .await
     }
 
     async fn send(
@@ -72,9 +83,13 @@ impl HttpClient {
         method: Method,
         url: &str,
         json: Option<&str>,
+        api_key: Option<&str>,
         timeout: Duration,
     ) -> Result<HttpReply> {
         let mut request = Request::builder().method(&method).uri(url);
+        if let Some(key) = api_key {
+            request = request.header(header::AUTHORIZATION, format!("Bearer {key}"));
+        }
         if json.is_some() {
             request = request.header(header::CONTENT_TYPE, "application/json");
         }
