@@ -117,6 +117,8 @@ pub struct BackendInfo {
     pub kv_bytes_per_token: usize,
     /// Bytes that the device has for KV blocks; none where they are the host's, whose memory is not the worker's own.
     pub kv_memory_bytes: Option<u64>,
+    /// Layers that a step can be cut between, see [`Step::layers`]; 1 where steps are computed whole.
+    pub layers: u32,
 }
 
 /// How the KV memory is cut.

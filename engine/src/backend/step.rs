@@ -42,6 +42,9 @@ pub struct Step {
     pub prompt_rows: Vec<PromptRow>,
     /// Blocks to copy, in this order, before anything is computed.
     pub copies: Vec<BlockCopy>,
+    /// The layers to compute; none for all. The tokens of a step that ends before the last layer come again with the
+    /// layers behind it, other steps in between; nothing is asked of it before its last layers.
+    pub layers: Option<Range<u32>>,
 }
 
 impl Step {
@@ -60,6 +63,22 @@ impl Step {
         self.asked.clear();
         self.prompt_rows.clear();
         self.copies.clear();
+        self.layers = None;
+    }
+
+    /// Takes back whatever is asked about the step's tokens.
+    pub fn ask_nothing(&mut self) {
+        self.samples.clear();
+        self.history.clear();
+        self.banned.clear();
+        self.biases.clear();
+        self.allowed.clear();
+        self.asked.clear();
+        self.prompt_rows.clear();
+        for sequence in &mut self.sequences {
+            sequence.sample = None;
+            sequence.embed = false;
+        }
     }
 }
 

@@ -10,6 +10,9 @@ use super::{
 };
 use crate::sample::TokenLogprob;
 
+/// Layers that it pretends to have.
+pub(crate) const LAYERS: u32 = 5;
+
 /// See the module's description.
 #[derive(Debug)]
 pub(crate) struct HashBackend {
@@ -19,6 +22,10 @@ pub(crate) struct HashBackend {
     slots: Vec<Option<(u32, u32)>>,
     /// The second tier, laid out like the first.
     host_slots: Vec<Option<(u32, u32)>>,
+    /// A step that has come to the end of some layer before the last: its slots, its tokens and that layer.
+    stopped: Option<(Vec<u32>, Vec<u32>, u32)>,
+    /// Steps that ended before the last layer.
+    pub(crate) slices: usize,
     /// Blocks copied so far.
     pub(crate) copied: usize,
     /// The largest number of tokens seen in one step.
@@ -33,14 +40,41 @@ impl HashBackend {
                 device: "test".to_owned(),
                 kv_bytes_per_token: 8,
                 kv_memory_bytes: None,
+                layers: LAYERS,
             },
             vocab_size,
             block_size: 1,
             slots: Vec::new(),
             host_slots: Vec::new(),
+            stopped: None,
+            slices: 0,
             copied: 0,
             largest_step: 0,
         }
+    }
+
+    /// Whether the step ends with the last layer. Slices of a step must follow each other, and nothing may be asked of it
+    /// before the last.
+    fn goes_through(&mut self, step: &Step) -> bool {
+        let layers = step.layers.clone().unwrap_or(0..LAYERS);
+        assert!(
+            layers.start < layers.end && layers.end <= LAYERS,
+            "{layers:?}"
+        );
+        let this = |end| (step.slots.clone(), step.tokens.clone(), end);
+        if layers.start > 0 {
+            let before = self.stopped.take();
+            assert_eq!(before, Some(this(layers.start)), "another step's layers");
+        }
+        if layers.end == LAYERS {
+            return true;
+        }
+        assert!(step.samples.is_empty() && step.prompt_rows.is_empty());
+        let mut sequences = step.sequences.iter();
+        assert!(sequences.all(|sequence| sequence.sample.is_none() && !sequence.embed));
+        self.stopped = Some(this(layers.end));
+        self.slices += 1;
+        false
     }
 
     fn copy(&mut self, copy: &BlockCopy) {
@@ -140,6 +174,9 @@ impl Backend for HashBackend {
         out.clear();
         for copy in &step.copies {
             self.copy(copy);
+        }
+        if !self.goes_through(step) {
+            return Ok(());
         }
         for sequence in &step.sequences {
             let token = self.compute(step, sequence);

@@ -1,5 +1,6 @@
 //! The second half of a step: its outcome taken in.
 
+use std::ops::Range;
 use std::time::Duration;
 
 use super::schedule::Planned;
@@ -23,6 +24,7 @@ impl Outcome {
         self.finished.clear();
         self.report.batched_tokens = 0;
         self.report.batched_requests = 0;
+        self.report.prefill_tokens = 0;
         self.report.first_token_waits.clear();
         self.report.inter_token_gaps.clear();
     }
@@ -35,6 +37,13 @@ impl Scheduler {
     pub fn complete(&mut self, output: &mut StepOutput, now: Duration, outcome: &mut Outcome) {
         outcome.clear();
         self.pool.transferred();
+        let layers = self.config.layers;
+        let slice = self.step.slice.as_ref();
+        if slice.is_some_and(|slice| slice.end < layers) {
+            // Nothing is computed whole.
+            self.planned.clear();
+        }
+        self.slices.stepped(slice, layers);
         let planned = std::mem::take(&mut self.planned);
         let mut rows = output.prompt_logprobs.drain(..);
         let mut embeddings = output.embeddings.drain(..);
@@ -75,18 +84,33 @@ impl Scheduler {
     /// Notes what the step took.
     fn learn(&mut self, now: Duration, report: &mut StepReport) {
         let took = now.saturating_sub(self.step.started_at);
-        report.prefill_tokens = self.step.load.prompt_tokens as u32;
+        let (load, share) = (self.step.load, self.share());
+        let tokens = load.prompt_tokens as f64 * share;
+        // A part counts when it is computed, with its last slice.
+        let ends = |slice: &Range<u32>| slice.end >= self.config.layers;
+        if self.step.slice.as_ref().is_none_or(ends) {
+            report.prefill_tokens = load.prompt_tokens as u32;
+        }
         report.preempted = self.step.preempted;
-        let expected = self.cost.decode_seconds(self.step.load);
+        let expected = self.cost.decode_seconds(load) * share;
         report.expected_without_prefill = Duration::try_from_secs_f64(expected).unwrap_or_default();
-        self.rate.observe(self.step.load.prompt_tokens, took);
+        if tokens > 0.0 || self.slices.request().is_some() {
+            self.rate.observe(tokens, took);
+        }
         // Logits of whole prompts cost what prompts do not cost otherwise.
         if !self.step.prompt_logprobs {
-            self.cost.observe(self.step.load, took.as_secs_f64());
+            self.cost.observe_share(load, share, took.as_secs_f64());
         }
         if self.step.load.prompt_tokens > 0 {
             self.prompt_tokens_before = self.step.load.prompt_tokens as usize;
         }
+    }
+
+    /// The share of the layers that the step had.
+    fn share(&self) -> f64 {
+        self.step.slice.as_ref().map_or(1.0, |slice| {
+            f64::from(slice.end - slice.start) / f64::from(self.config.layers)
+        })
     }
 
     fn take_sampled(

@@ -37,6 +37,9 @@ pub struct SchedulerConfig {
     pub max_decode_slowdown: Option<f64>,
     /// KV blocks of the second tier, in host memory; 0 is no such tier. It needs a prefix cache.
     pub host_blocks: u32,
+    /// Layers that the backend can compute one by one, so that a part of a prompt can be spread over several steps; 1 is
+    /// none.
+    pub layers: u32,
 }
 
 /// Who comes first.
@@ -69,6 +72,7 @@ impl Default for SchedulerConfig {
             long_prefill_token_threshold: None,
             max_decode_slowdown: None,
             host_blocks: 0,
+            layers: 1,
         }
     }
 }
@@ -170,6 +174,7 @@ impl SchedulerConfig {
             ),
             ("max-model-len", self.max_model_len, 2),
             ("vocab_size", self.vocab_size, 1),
+            ("layers", self.layers, 1),
         ];
         for (name, value, min) in limits {
             if value < min {

@@ -97,11 +97,17 @@ pub(super) struct CostModel {
 impl CostModel {
     /// Takes in what a step took.
     pub(super) fn observe(&mut self, load: Load, seconds: f64) {
+        self.observe_share(load, 1.0, seconds);
+    }
+
+    /// Takes in what a step took that had this share of the layers.
+    pub(super) fn observe_share(&mut self, load: Load, share: f64, seconds: f64) {
         if !seconds.is_finite() || seconds <= 0.0 {
             return;
         }
         if load.prompt_tokens == 0 {
             self.mixed = 0;
+            debug_assert!(share >= 1.0, "decodes go through all layers");
             self.decode.observe(load.decode_terms(), seconds, seconds);
             return;
         }
@@ -109,8 +115,10 @@ impl CostModel {
             self.mixed = self.mixed.saturating_add(1);
         }
         // Before any decode the constant is not known, and a long prompt's own time dwarfs it.
-        let beyond = (seconds - self.decode.predict(load.decode_terms())).max(0.0);
-        self.prompts.observe(load.prompt_terms(), beyond, seconds);
+        let decodes = self.decode.predict(load.decode_terms()) * share;
+        let terms = load.prompt_terms().map(|term| term * share);
+        self.prompts
+            .observe(terms, (seconds - decodes).max(0.0), seconds);
     }
 
     /// Whether the next step should have no prompts, so that the time of decodes is known.

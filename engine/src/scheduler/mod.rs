@@ -3,7 +3,7 @@
 //! A request has tokens (its prompt, then what was generated) and a count of those already computed. There is no
 //! prefill phase and no decode phase: every step lets requests catch up with their own tokens under one budget, so a
 //! long prompt is computed in chunks beside the single tokens of running requests. The chunks are cut by the budget of
-//! tokens and by time: see `room`.
+//! tokens and by time (see `room`), and where even a short chunk would take too long, by layers (see `slices`).
 //!
 //! ```text
 //! schedule:  1. running requests that lack one token each (decode), oldest first; out of blocks → preempt the newest
@@ -40,6 +40,7 @@ mod schedule;
 mod sequence;
 mod shape;
 mod skip;
+mod slices;
 #[cfg(test)]
 mod tests;
 

@@ -16,7 +16,7 @@ use super::{Scheduler, SequenceNumber};
 
 /// The first in order, while it lacks more than it gets.
 #[derive(Clone, Copy, Debug)]
-struct First {
+pub(super) struct First {
     key: Key,
     lag: usize,
     /// Its place among the planned.
@@ -24,8 +24,14 @@ struct First {
 }
 
 impl First {
+    /// One that gets nothing of this step.
+    pub(super) fn elsewhere(key: Key, lag: usize) -> Self {
+        let place = usize::MAX;
+        Self { key, lag, place }
+    }
+
     /// Whether a request that lacks `lag` tokens shares the step.
-    fn shares(&self, key: Key, lag: usize) -> bool {
+    pub(super) fn shares(&self, key: Key, lag: usize) -> bool {
         key.priority <= self.key.priority && lag * 2 <= self.lag
     }
 }
@@ -34,12 +40,13 @@ impl Scheduler {
     /// Plans a chunk for each running request in the middle of its prompt, whose blocks were taken at admission, and
     /// admits waiting ones.
     pub(super) fn plan_prompts(&mut self, now: Duration, mut room: Room) {
-        let mut first: Option<First> = None;
+        let under_way = self.slices.request();
+        let mut first = under_way.and_then(|number| self.first_of_part(number));
         let admits = self.step.preempted == 0 && self.paused.is_none();
         for index in 0..self.running.len() {
             let key = self.running[index];
             let lag = self.sequences.get(&key.number).map_or(0, Sequence::lag);
-            if lag < 2 {
+            if lag < 2 || under_way == Some(key.number) {
                 continue;
             }
             match first {
@@ -67,6 +74,10 @@ impl Scheduler {
             shared || admits && self.first_waiting().is_some() && self.may_admit(Some(first));
         let start = self.sequences.get(&key.number)?.computed;
         let limit = self.chunk_limit(lag);
+        if let Some(tokens) = room.part(start, limit, self.config.layers) {
+            self.slices.begin(key.number, tokens);
+            return Some(First::elsewhere(key, lag));
+        }
         let count = if shared {
             room.half().fit(start, limit)
         } else {
@@ -108,7 +119,7 @@ impl Scheduler {
     }
 
     /// Whether the first that waits may come into a step whose room `first` would like for itself.
-    fn may_admit(&self, first: Option<First>) -> bool {
+    pub(super) fn may_admit(&self, first: Option<First>) -> bool {
         let Some(first) = first else { return true };
         // What the prefix cache holds of it is not known yet; it may be shorter than this.
         self.first_waiting()

@@ -14,14 +14,12 @@ pub(super) struct PrefillRate {
 }
 
 impl PrefillRate {
-    /// A step with `tokens` tokens of prompts took `time`. Steps without any say nothing.
-    pub(super) fn observe(&mut self, tokens: u64, time: Duration) {
-        if tokens == 0 {
-            return;
-        }
+    /// A step with `tokens` tokens of prompts, or a share of them, took `time`. Steps without any count only while a
+    /// prompt waits for them.
+    pub(super) fn observe(&mut self, tokens: f64, time: Duration) {
         let seconds = time.as_secs_f64();
         let kept = (-seconds / MEMORY_SECONDS).exp();
-        self.tokens = self.tokens * kept + tokens as f64;
+        self.tokens = self.tokens * kept + tokens;
         self.seconds = self.seconds * kept + seconds;
     }
 
@@ -43,13 +41,11 @@ mod tests {
         let mut rate = PrefillRate::default();
         assert_eq!(rate.tokens_per_second(), 0);
         for _ in 0..100 {
-            rate.observe(500, Duration::from_millis(500));
+            rate.observe(500.0, Duration::from_millis(500));
         }
         assert_eq!(rate.tokens_per_second(), 1000);
-        rate.observe(0, Duration::from_secs(1000));
-        assert_eq!(rate.tokens_per_second(), 1000, "decodes say nothing");
         for _ in 0..300 {
-            rate.observe(50, Duration::from_millis(500));
+            rate.observe(50.0, Duration::from_millis(500));
         }
         assert!((100..110).contains(&rate.tokens_per_second()));
     }

@@ -20,6 +20,12 @@ const FIRST_TOKENS: usize = 32;
 /// break the bound behind a long context, where a token takes far longer than at the start.
 const LEAST_TOKENS: usize = 1;
 
+/// A part that has room for fewer tokens is spread over several steps instead, where the backend can do that.
+const LEAST_PART: usize = 8;
+
+/// Tokens of such a part at most: by then, reading the context is little beside computing with it.
+const MOST_PART: usize = 128;
+
 /// Tokens and time that are left.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Room {
@@ -30,6 +36,10 @@ pub(super) struct Room {
     /// Seconds that the prompts may take; infinite without a bound on time.
     seconds: f64,
     cost: PromptCost,
+    /// Whether requests generate beside the prompts, in a time that is bounded.
+    beside: bool,
+    /// Whether nothing may be computed of prompts after all.
+    closed: bool,
     /// Tokens of prompts so far.
     taken: usize,
 }
@@ -42,6 +52,8 @@ impl Room {
             prompt_tokens: usize::MAX,
             seconds: f64::INFINITY,
             cost: PromptCost::default(),
+            beside: false,
+            closed: false,
             taken: 0,
         }
     }
@@ -68,12 +80,41 @@ impl Room {
             return;
         };
         self.cost = cost;
-        self.seconds = PROMPT_SECONDS_MAX;
+        self.seconds = Self::seconds_for_prompts(model, decodes, slowdown);
         if !alone {
-            let beside = model.decode_seconds(decodes) * (slowdown - 1.0);
-            self.seconds = self.seconds.min(beside);
+            self.beside = true;
             self.prompt_tokens = before.saturating_mul(2).max(FIRST_TOKENS);
         }
+    }
+
+    /// Seconds that prompts may take beside the decodes of `decodes`.
+    pub(super) fn seconds_for_prompts(model: &CostModel, decodes: Load, slowdown: f64) -> f64 {
+        if decodes.decode_rows == 0 {
+            return PROMPT_SECONDS_MAX;
+        }
+        let beside = model.decode_seconds(decodes) * (slowdown - 1.0);
+        beside.min(PROMPT_SECONDS_MAX)
+    }
+
+    /// No tokens of prompts fit any more.
+    pub(super) fn close(&mut self) {
+        self.closed = true;
+    }
+
+    /// How many of the `lag` tokens after the first `start` of a prompt make a part whose `layers` are better spread
+    /// over several steps: as many as leave room for two layers in a step. None where enough of them fit into this one.
+    pub(super) fn part(&self, start: usize, lag: usize, layers: u32) -> Option<usize> {
+        if !self.beside || self.taken > 0 || layers < 2 {
+            return None;
+        }
+        let whole = self.cost.tokens_within(self.seconds, start);
+        if whole >= LEAST_PART.min(lag) {
+            return None;
+        }
+        let seconds = self.seconds * f64::from(layers) / 2.0;
+        let tokens = self.cost.tokens_within(seconds, start).min(MOST_PART);
+        let tokens = tokens.min(lag).min(self.tokens).min(self.prompt_tokens);
+        (tokens > whole).then_some(tokens)
     }
 
     /// Half of it, for the first in order when shorter prompts want the other half.
@@ -89,6 +130,9 @@ impl Room {
 
     /// How many of the `lag` tokens after the first `start` of a prompt fit.
     pub(super) fn fit(&self, start: usize, lag: usize) -> usize {
+        if self.closed {
+            return 0;
+        }
         let within = if self.seconds.is_finite() {
             let within = self.cost.tokens_within(self.seconds, start);
             if self.taken == 0 {

@@ -1,6 +1,7 @@
 //! The scheduler itself: forms a step, and takes its outcome in.
 
 use std::collections::BTreeSet;
+use std::ops::Range;
 use std::time::Duration;
 
 use pointsman_proto::block_hash::BlockDigest;
@@ -13,6 +14,7 @@ use super::rate::PrefillRate;
 use super::room::Room;
 use super::sequence::{Filled, Key, Sequence};
 use super::skip::Lockstep;
+use super::slices::Slices;
 use super::{
     ConfigError, Finish, Intake, Pause, Prepared, QueueLimits, RequestReport, SchedulerConfig,
     Stats, TokenUpdate,
@@ -41,6 +43,7 @@ pub struct Scheduler {
     pub(super) planned: Vec<Planned>,
     /// What is noted of the step under way.
     pub(super) step: StepNotes,
+    pub(super) slices: Slices,
     pub(super) paused: Option<Pause>,
     next_number: SequenceNumber,
     pub(super) totals: Stats,
@@ -62,10 +65,12 @@ pub(super) struct Planned {
 }
 
 /// What is noted of a step when it is formed.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct StepNotes {
     pub(super) started_at: Duration,
     pub(super) load: Load,
+    /// The layers that it computes, when not all.
+    pub(super) slice: Option<Range<u32>>,
     /// Whether log probabilities of prompts come of it.
     pub(super) prompt_logprobs: bool,
     /// Requests that lost their blocks for it.
@@ -89,6 +94,7 @@ impl Scheduler {
             deadlines: BTreeSet::new(),
             planned: Vec::with_capacity(config.max_num_seqs as usize),
             step: StepNotes::default(),
+            slices: Slices::default(),
             paused: None,
             next_number: 0,
             totals: Stats::default(),
@@ -202,13 +208,20 @@ impl Scheduler {
         if self.paused == Some(Pause::Everything) {
             return false;
         }
+        if self.plan_slice() {
+            return true;
+        }
         let mut room = Room::new(self.config.max_num_batched_tokens as usize);
         let decodes = self.plan_decodes(&mut room.tokens);
         if let Some(slowdown) = self.config.max_decode_slowdown {
             room.bound_time(&self.cost, decodes, slowdown, self.prompt_tokens_before);
         }
+        if self.slices.just_now() && decodes.decode_rows > 0 {
+            room.close();
+        }
         self.plan_prompts(now, room);
-        !self.planned.is_empty()
+        // Where all that generate have lost their blocks, the part under way need not wait for them.
+        !self.planned.is_empty() || self.plan_slice()
     }
 
     /// Writes what is planned into `step`.
@@ -222,6 +235,12 @@ impl Scheduler {
             sequence.count_in(load, planned.tokens);
             let eos = &self.config.eos_token_ids;
             planned.filled = sequence.fill(planned.tokens, block_size, eos, step);
+        }
+        if let Some(slice) = &self.step.slice {
+            step.layers = Some(slice.clone());
+            if slice.end < self.config.layers {
+                step.ask_nothing();
+            }
         }
         self.step.prompt_logprobs = !step.prompt_rows.is_empty();
     }
@@ -324,6 +343,7 @@ impl Scheduler {
         self.totals.preemptions += 1;
         let sequence = self.sequences.get_mut(&key.number)?;
         sequence.preempt(&mut self.pool);
+        self.slices.forget(key.number);
         debug!(request = %sequence.id, tokens = sequence.tokens.len(), "request preempted");
         Some(key.number)
     }
@@ -361,6 +381,7 @@ impl Scheduler {
             self.running.retain(|other| other != &key);
         }
         let mut sequence = self.sequences.remove(&number)?;
+        self.slices.forget(number);
         self.pool.release(&mut sequence.table);
         if let Some(deadline) = sequence.deadline_at {
             self.deadlines.remove(&(deadline, number));

@@ -14,7 +14,7 @@ use pointsman_proto::block_hash::BlockDigest;
 use pointsman_proto::kv_events::Event;
 
 use super::*;
-use crate::backend::testing::{HashBackend, next_token};
+use crate::backend::testing::{HashBackend, LAYERS, next_token};
 use crate::backend::{Backend, KvLayout, Step, StepOutput};
 use crate::kv::{BlockId, HashRecipe};
 use crate::sample::{SamplingParams, TokenLogprob};
@@ -126,7 +126,12 @@ impl Rig {
         self.recount();
         self.backend.forward(&self.step, &mut self.output).unwrap();
         let took = if self.config.max_decode_slowdown.is_some() {
-            100 + 3 * self.step.tokens.len() as u64
+            // Contexts cost much, so that parts of prompts are often spread over several steps.
+            let context = self.step.sequences.iter().map(|part| part.context_len);
+            let all = 100 + 3 * self.step.tokens.len() as u64 + 7 * u64::from(context.sum::<u32>());
+            let layers = self.step.layers.clone();
+            let layers = layers.map_or(LAYERS, |layers| layers.end - layers.start);
+            all * u64::from(layers) / u64::from(LAYERS)
         } else {
             500
         };

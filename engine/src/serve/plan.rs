@@ -98,6 +98,7 @@ pub(super) fn scheduler(
             .then_some(flags.long_prefill_token_threshold),
         max_decode_slowdown: (flags.max_decode_slowdown != 0.0)
             .then_some(flags.max_decode_slowdown),
+        layers: backend.layers,
     }
 }
 
@@ -153,6 +154,7 @@ mod tests {
             device: String::new(),
             kv_bytes_per_token: bytes_per_token,
             kv_memory_bytes,
+            layers: 1,
         }
     }
 

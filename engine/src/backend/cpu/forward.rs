@@ -1,7 +1,10 @@
 //! One step through all layers.
 //!
-//! The residual stream of all the step's tokens is one `[tokens, hidden_size]` buffer. After the last layer only the
+//! The residual stream of all the step's tokens is one `[tokens, hidden_size]` buffer. A step of some layers leaves it
+//! for the one that goes on; one such step is under way at a time. After the last layer only the
 //! rows that somebody asks for go on to [`logits`](super::logits).
+
+use std::ops::Range;
 
 use super::attention::{Attention, Tiles};
 use super::feed_forward::FeedForward;
@@ -25,6 +28,16 @@ pub(super) struct Forward {
     frequencies: Vec<f32>,
     scratch: Scratch,
     logits: Logits,
+    stopped: Stopped,
+}
+
+/// A step that has been computed up to some layer.
+#[derive(Debug, Default)]
+struct Stopped {
+    /// The next one; 0 for no such step.
+    layer: usize,
+    /// Its residual stream.
+    hidden: Vec<f32>,
 }
 
 /// Buffers over the step's tokens; they grow to the largest step and stay.
@@ -60,10 +73,35 @@ impl Forward {
             config: config.clone(),
             scratch: Scratch::default(),
             logits: Logits::default(),
+            stopped: Stopped::default(),
         }
     }
 
-    /// Computes `step` and samples.
+    /// The layers that `step` goes through.
+    fn layers(&self, step: &Step) -> Range<usize> {
+        let all = 0..self.config.layers;
+        let some = step.layers.as_ref();
+        some.map_or(all, |layers| layers.start as usize..layers.end as usize)
+    }
+
+    /// Whether `step` can be computed: from the first layer on, or from where the one that stopped has come to.
+    pub(super) fn check(&self, step: &Step) -> Result<(), String> {
+        let layers = self.layers(step);
+        if layers.is_empty() || layers.end > self.config.layers {
+            return Err(format!("layers {layers:?} of {}", self.config.layers));
+        }
+        let stopped = &self.stopped;
+        let hidden = step.tokens.len() * self.config.hidden_size;
+        if layers.start > 0 && (layers.start, hidden) != (stopped.layer, stopped.hidden.len()) {
+            return Err(format!(
+                "layers {layers:?} do not follow layer {} of a step",
+                stopped.layer
+            ));
+        }
+        Ok(())
+    }
+
+    /// Computes `step`, which has passed [`Self::check`], and samples.
     pub(super) fn compute(
         &mut self,
         team: &Team,
@@ -79,11 +117,21 @@ impl Forward {
             config: &self.config,
             step,
         };
+        let layers = self.layers(step);
         let scratch = &mut self.scratch;
         scratch.prepare(&context, weights, &self.frequencies);
-        for (index, layer) in weights.layers.iter().enumerate() {
-            scratch.attend(&context, layer, index, kv);
+        if layers.start > 0 {
+            scratch.hidden.copy_from_slice(&self.stopped.hidden);
+        }
+        for (index, layer) in weights.layers[layers.clone()].iter().enumerate() {
+            scratch.attend(&context, layer, layers.start + index, kv);
             scratch.feed_forward(&context, layer);
+        }
+        if layers.end < self.config.layers {
+            self.stopped.layer = layers.end;
+            self.stopped.hidden.clear();
+            self.stopped.hidden.extend_from_slice(&scratch.hidden);
+            return;
         }
         self.logits.compute(&context, weights, &scratch.hidden, out);
     }

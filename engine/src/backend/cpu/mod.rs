@@ -11,6 +11,8 @@
 //! dimension for products, and over splits of the context from its start for attention. So a request gets
 //! the same bits alone, in any batch, in any chunking, and after a prefix hit; tests compare for equality.
 //!
+//! A step may stop between two layers and be taken up there later; what it had come to is kept apart meanwhile.
+//!
 //! Scratch memory grows to the largest step seen and is kept: a step allocates nothing after warm-up.
 
 mod attention;
@@ -156,6 +158,7 @@ impl CpuBackend {
                 ),
                 kv_bytes_per_token: geometry.bytes_per_block(LANES) / LANES,
                 kv_memory_bytes: None,
+                layers: config.layers as u32,
             },
             team,
             threads,
@@ -209,6 +212,7 @@ impl Backend for CpuBackend {
             forward,
             ..
         } = self;
+        forward.check(step).map_err(BackendError::Step)?;
         for copy in &step.copies {
             kv.copy(copy);
         }

@@ -316,6 +316,59 @@ fn a_backend_that_slept_computes_the_same() {
 }
 
 #[test]
+fn a_step_cut_between_layers_computes_the_same_to_the_bit() {
+    let shape = Shape {
+        layers: 4,
+        ..small()
+    };
+    let mut rig = Rig::new(&shape, 2, 4);
+    let mut whole = rig.sequences(&[21, 9], 3);
+    rig.step(&mut whole, &[8, 6]);
+    let expected = rig.step(&mut whole, &[13, 0]);
+    let other = rig.step(&mut whole, &[0, 1]);
+    rig.backend.kv.poison();
+
+    let mut cut = rig.sequences(&[21, 9], 3);
+    rig.step(&mut cut, &[8, 6]);
+    let mut out = StepOutput::default();
+    for layers in [0..1, 1..3, 3..4] {
+        cut[0].computed = 8;
+        let mut part = step(&mut cut, &[13, 0], 4);
+        if layers.end < 4 {
+            part.ask_nothing();
+        }
+        part.layers = Some(layers.clone());
+        out.clear();
+        rig.backend.forward(&part, &mut out).unwrap();
+        assert_eq!(out.sampled.len(), usize::from(layers.end == 4));
+        if layers.start == 0 {
+            assert_eq!(rig.step(&mut cut, &[0, 1]), other);
+        } else if layers.end < 4 {
+            rig.step(&mut cut, &[0, 1]);
+        }
+    }
+    assert_eq!(logits(&out.sampled[0], shape.vocab), expected[0]);
+}
+
+#[test]
+fn layers_that_do_not_follow_are_an_error() {
+    let mut rig = Rig::new(&small(), 1, 4);
+    let mut sequences = rig.sequences(&[9], 3);
+    let mut forward = |count: usize, layers: std::ops::Range<u32>| {
+        sequences[0].computed = 0;
+        let mut part = step(&mut sequences, &[count], 4);
+        part.layers = Some(layers);
+        rig.backend.forward(&part, &mut StepOutput::default())
+    };
+    assert!(forward(9, 1..2).is_err(), "nothing stopped there");
+    forward(9, 0..1).unwrap();
+    assert!(forward(8, 1..2).is_err(), "another step");
+    assert!(forward(9, 1..3).is_err(), "there are two");
+    assert!(forward(9, 1..1).is_err(), "nothing to do");
+    forward(9, 1..2).unwrap();
+}
+
+#[test]
 fn a_pool_beyond_the_address_space_is_an_error() {
     let mut rig = Rig::new(&small(), 1, 4);
     let layout = KvLayout {

@@ -37,6 +37,7 @@ impl SimBackend {
                 ),
                 kv_bytes_per_token: model.kv_bytes_per_token() as usize,
                 kv_memory_bytes: Some(time.kv_memory()),
+                layers: 1,
             },
             time,
             tokens,

@@ -111,7 +111,13 @@ fn incident() -> impl Strategy<Value = (u32, Incident)> {
 
 fn limits() -> impl Strategy<Value = SchedulerConfig> {
     (
-        (1_u32..7, 0_u32..20, 1_u32..6, 0_u32..20),
+        (
+            1_u32..7,
+            0_u32..20,
+            1_u32..6,
+            0_u32..20,
+            prop::sample::select(vec![1, LAYERS]),
+        ),
         prop_oneof![Just(0), 1_u32..20],
         any::<bool>(),
         proptest::option::weighted(0.3, 1_u32..9),
@@ -119,7 +125,7 @@ fn limits() -> impl Strategy<Value = SchedulerConfig> {
     )
         .prop_map(
             |(
-                (block_size, extra_blocks, seqs, extra_budget),
+                (block_size, extra_blocks, seqs, extra_budget, layers),
                 host_blocks,
                 caching,
                 threshold,
@@ -136,6 +142,7 @@ fn limits() -> impl Strategy<Value = SchedulerConfig> {
                     policy: Policy::Priority,
                     long_prefill_token_threshold: threshold,
                     max_decode_slowdown: slowdown,
+                    layers,
                     ..config()
                 }
             },
@@ -208,6 +215,7 @@ proptest! {
         let numbers = play(&mut rig, &loads, &incidents);
         prop_assert_eq!(rig.scheduler.pool().used(), 0, "blocks leaked");
         prop_assert!(rig.scheduler.deadlines.is_empty());
+        prop_assert!(config.layers > 1 || rig.backend.slices == 0);
         prop_assert!(rig.backend.largest_step <= config.max_num_batched_tokens as usize);
         for (load, number) in loads.iter().zip(numbers) {
             let number = number.unwrap();
