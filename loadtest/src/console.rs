@@ -1,5 +1,6 @@
-//! What the subcommands print on standard output: one numbered line a part, then text.
+//! What the subcommands print on standard output: one numbered line a part, then text and tables.
 
+use std::fmt::Write as _;
 use std::io::Write;
 use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
@@ -83,4 +84,31 @@ impl Progress for Console {
 fn print(text: &str) {
     let mut out = std::io::stdout().lock();
     let _printed = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+}
+
+/// Rows as lines: the first column to the left, the others to the right, each as wide as it must be.
+pub(crate) fn aligned(rows: &[Vec<String>]) -> String {
+    let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
+    let cell =
+        |row: &[String], column: usize| row.get(column).map_or(0, |cell| cell.chars().count());
+    let widths: Vec<usize> = (0..columns)
+        .map(|column| rows.iter().map(|row| cell(row, column)).max().unwrap_or(0))
+        .collect();
+    let mut text = String::new();
+    for row in rows {
+        for (column, (cell, width)) in row.iter().zip(&widths).enumerate() {
+            let _written = if column == 0 {
+                write!(text, "{cell:width$}")
+            } else {
+                write!(text, "  {cell:>width$}")
+            };
+        }
+        text.push('\n');
+    }
+    text
+}
+
+/// A value as text, or a dash.
+pub(crate) fn shown(value: Option<f64>, digits: usize) -> String {
+    value.map_or_else(|| "–".to_owned(), |value| format!("{value:.digits$}"))
 }

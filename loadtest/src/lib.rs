@@ -9,6 +9,9 @@
 //! - [`engine_bench`]: how fast the worker is, beside the engines that people run today.
 //! - [`workload`]: what is asked of a fleet: recorded traffic, or traffic from a seed with prefixes shared on purpose.
 //! - [`drive`]: that load at any endpoint, open or closed loop, and what it was like to be its client.
+//! - [`peers`]: other routers of PyPI and ours in front of the same simulated workers, under the same load.
+//! - [`simulate`]: fleets in virtual time, from the product's own code.
+//! - [`validate`]: the same load over the real stack and in virtual time.
 //! - [`report`]: results as one HTML file.
 //!
 //! The client reads JSON with its own small types and not with those of `pointsman-proto`: what measures a server
@@ -20,8 +23,13 @@ mod console;
 pub mod demo;
 pub mod drive;
 pub mod engine_bench;
+mod fleet;
 pub mod overhead;
+pub mod peers;
+mod pypi;
 pub mod report;
 pub mod simulate;
 pub mod stack;
+mod usage;
+pub mod validate;
 pub mod workload;

@@ -3,7 +3,11 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use pointsman_loadtest::{demo, drive, engine_bench, overhead, simulate};
+use pointsman_loadtest::{demo, drive, engine_bench, overhead, peers, simulate, validate};
+
+/// A simulation makes and drops token lists by the million; this one does so in less time than the system's.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 /// Starts the Pointsman stack on this machine and measures it.
 #[derive(Debug, Parser)]
@@ -25,6 +29,12 @@ enum Command {
     /// A fleet in virtual time under several policies, from epp's and the engine's own code. The last line is one JSON
     /// object.
     Simulate(Box<simulate::command::SimulateOptions>),
+    /// Other routers and ours before the same simulated workers, under the same load. The last line is one JSON object.
+    #[command(after_help = peers::EXAMPLES)]
+    Peers(Box<peers::PeersOptions>),
+    /// The same load over the real stack and in virtual time, and how far they differ. The last line is one JSON object.
+    #[command(after_help = validate::EXAMPLES)]
+    Validate(Box<validate::ValidateOptions>),
     /// The worker's speed beside llama.cpp and transformers. The last line is one JSON object.
     EngineBench(engine_bench::EngineBenchOptions),
 }
@@ -37,6 +47,8 @@ async fn main() -> ExitCode {
         Command::Drive(options) => drive::run(*options).await,
         Command::Overhead(options) => overhead::run(options).await,
         Command::Simulate(options) => simulate::command::run(*options).await,
+        Command::Peers(options) => peers::run(*options).await,
+        Command::Validate(options) => validate::run(*options).await,
         Command::EngineBench(options) => engine_bench::run(options).await,
     }
 }

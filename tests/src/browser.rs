@@ -63,6 +63,8 @@ pub struct Browser {
     calls: u64,
     session: Option<String>,
     profile: PathBuf,
+    requests: Vec<String>,
+    complaints: Vec<String>,
 }
 
 impl Drop for Browser {
@@ -128,18 +130,57 @@ impl Browser {
             calls: 0,
             session: None,
             profile,
+            requests: Vec::new(),
+            complaints: Vec::new(),
         })
     }
 
+    /// The page is opened empty and sent on only when all that it does is watched.
     async fn show(&mut self, url: &str) -> Result<()> {
         let target = self
-            .call("Target.createTarget", json!({ "url": url }))
+            .call("Target.createTarget", json!({ "url": "about:blank" }))
             .await?;
         let attach = json!({ "targetId": target["targetId"], "flatten": true });
         let attached = self.call("Target.attachToTarget", attach).await?;
         self.session = attached["sessionId"].as_str().map(str::to_owned);
         ensure!(self.session.is_some(), "no session: {attached}");
+        for domain in ["Runtime", "Log", "Network", "Page"] {
+            self.call(&format!("{domain}.enable"), json!({})).await?;
+        }
+        let went = self.call("Page.navigate", json!({ "url": url })).await?;
+        ensure!(went.get("errorText").is_none(), "{url}: {went}");
+        // Until then an expression could still be one of the empty page.
+        self.until("document.readyState", &json!("complete")).await;
         Ok(())
+    }
+
+    /// URLs that the page has asked for so far, itself among them.
+    pub fn requests(&self) -> &[String] {
+        &self.requests
+    }
+
+    /// Errors and warnings that the browser has had with the page so far.
+    pub fn complaints(&self) -> &[String] {
+        &self.complaints
+    }
+
+    fn note(&mut self, event: &Value) {
+        let parameters = &event["params"];
+        let is_bad = |level: &Value| matches!(level.as_str(), Some("error" | "warning" | "assert"));
+        match event["method"].as_str() {
+            Some("Network.requestWillBeSent") => {
+                let url = parameters["request"]["url"].as_str().unwrap_or_default();
+                self.requests.push(url.to_owned());
+            }
+            Some("Runtime.exceptionThrown") => self.complaints.push(parameters.to_string()),
+            Some("Runtime.consoleAPICalled") if is_bad(&parameters["type"]) => {
+                self.complaints.push(parameters["args"].to_string());
+            }
+            Some("Log.entryAdded") if is_bad(&parameters["entry"]["level"]) => {
+                self.complaints.push(parameters["entry"].to_string());
+            }
+            _ => {}
+        }
     }
 
     /// The value of a JavaScript expression in the page.
@@ -211,6 +252,7 @@ impl Browser {
             ensure!(bytes.pop() == Some(0), "the browser ended during {method}");
             let mut answer: Value = serde_json::from_slice(&bytes)?;
             if answer["id"] != json!(self.calls) {
+                self.note(&answer);
                 continue;
             }
             if let Some(error) = answer.get("error") {

@@ -11,7 +11,9 @@
 //! - Times to the last byte are absent when the client or the endpoint broke off; `duration` is
 //!   always there.
 //! - Envoy counts the time to the first byte from the first byte of the request, queueing in the
-//!   picker included, and it is the time of the response headers.
+//!   picker included, and it is the time of the response's head. Workers send that when they have
+//!   taken the request, long before the first token, so the templates add a tag with the time of
+//!   the first byte of the body ([`FIRST_BODY_TAG`]). Without the tag the head's time stands in.
 //! - Without a token are requests that were never routed: the stream has reported those itself.
 //!
 //! Reading is pure; the service beside it ([`service`]) owns the stream.
@@ -36,6 +38,10 @@ use prost::Message;
 use super::lease::{LeaseToken, NotAToken};
 use super::outcome::{End, EndReason, Measured, Outcome, Progress};
 use super::usage::TokenUsage;
+
+/// The tag of an entry that says after how many microseconds the body began. While it has not, its
+/// value is none.
+pub const FIRST_BODY_TAG: &str = "dev.pointsman.first_body_us";
 
 /// One entry, as far as it concerns the picker.
 #[derive(Clone, Debug, PartialEq)]
@@ -82,7 +88,7 @@ pub fn read(entry: &HttpAccessLogEntry) -> Result<Report, Malformed> {
     Ok(Report::Running(
         token,
         Progress {
-            ttft_us: common.time_to_first_upstream_rx_byte.and_then(micros),
+            ttft_us: first_token_us(common),
             engine_ttft_us: engine_ttft_us(common),
             duration_us: common.duration.and_then(micros),
             response_bytes: response.map_or(0, |response| response.response_body_bytes),
@@ -108,8 +114,8 @@ fn outcome(entry: &HttpAccessLogEntry, common: &AccessLogCommon) -> Outcome {
     let code = response.and_then(|response| response.response_code);
     let details = response.map(|response| response.response_code_details.as_str());
     let details = details.filter(|details| !details.is_empty());
-    let ttft_us = common.time_to_first_upstream_rx_byte.and_then(micros);
-    let reason = end_reason(common, details, ttft_us.is_some());
+    let has_first_byte = common.time_to_first_upstream_rx_byte.is_some();
+    let reason = end_reason(common, details, has_first_byte);
     let end = match reason {
         EndReason::Completed | EndReason::LocalReply => End::Completed,
         _ => End::Aborted,
@@ -121,7 +127,7 @@ fn outcome(entry: &HttpAccessLogEntry, common: &AccessLogCommon) -> Outcome {
         usage: usage(common.metadata.as_ref()),
         response_bytes: response.map_or(0, |response| response.response_body_bytes),
         measured: Measured {
-            ttft_us,
+            ttft_us: first_token_us(common),
             engine_ttft_us: engine_ttft_us(common),
             duration_us: common.duration.and_then(micros),
             attempts: Some(common.upstream_request_attempt_count),
@@ -226,10 +232,17 @@ fn field<'a>(metadata: Option<&'a Metadata>, namespace: &str, key: &str) -> Opti
     value.kind.as_ref()
 }
 
+/// From the request's first byte to the first token.
+fn first_token_us(common: &AccessLogCommon) -> Option<u64> {
+    match common.custom_tags.get(FIRST_BODY_TAG) {
+        Some(time) => time.parse().ok(),
+        None => common.time_to_first_upstream_rx_byte.and_then(micros),
+    }
+}
+
 fn engine_ttft_us(common: &AccessLogCommon) -> Option<u64> {
     let sent = common.time_to_first_upstream_tx_byte.and_then(micros)?;
-    let received = common.time_to_first_upstream_rx_byte.and_then(micros)?;
-    received.checked_sub(sent)
+    first_token_us(common)?.checked_sub(sent)
 }
 
 /// Microseconds; `None` for a negative time.

@@ -240,22 +240,20 @@ impl InFlight {
             });
         }
         let first = scratch.decision.primary().endpoints.first();
-        if let Some(estimate) = first.and_then(|at| scratch.estimates.get(*at)) {
-            self.series.predicted_ttft.record(estimate.ttft_s());
+        let estimate = first.and_then(|at| scratch.estimates.get(*at));
+        let prediction = first.and_then(|at| scratch.predictions.get(*at));
+        // One request, one prediction: where both models run, the one that the pick was made with.
+        let predicted_ttft_s = match (estimate, prediction) {
+            (Some(estimate), _) => Some(estimate.ttft_s()),
+            (None, Some(prediction)) => Some(f64::from(prediction.ttft_ms) / 1e3),
+            (None, None) => None,
+        };
+        if let Some(seconds) = predicted_ttft_s {
+            self.series.predicted_ttft.record(seconds);
         }
-        if let Some(prediction) = scratch
-            .decision
-            .primary()
-            .endpoints
-            .first()
-            .and_then(|at| scratch.predictions.get(*at))
-        {
-            self.series
-                .predicted_ttft
-                .record(f64::from(prediction.ttft_ms) / 1e3);
-            self.series
-                .predicted_tpot
-                .record(f64::from(prediction.tpot_ms) / 1e3);
+        if let Some(prediction) = prediction {
+            let seconds = f64::from(prediction.tpot_ms) / 1e3;
+            self.series.predicted_tpot.record(seconds);
         }
     }
 

@@ -11,15 +11,13 @@ use bytes::Bytes;
 use http::{Request, header};
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Incoming;
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 
 use super::HttpClient;
-use super::sse::EventParser;
+use super::stream::AnswerStream;
 
 /// Response header with the `ip:port` of the worker that served; `response_headers_to_add` of the templates.
 pub const SERVED_BY: &str = "x-served-by";
-/// The longest text of an answer that is kept. A server that goes on is broken, and an error.
-const ANSWER_BYTES_MAX: usize = 1 << 20;
 /// The longest error body that is read.
 const ERROR_BYTES_MAX: usize = 64 << 10;
 
@@ -129,29 +127,28 @@ impl ChatClient {
             let status = head.status;
             bail!("status {status}: {}", error_text(body).await);
         }
-        let mut reader = AnswerReader::default();
-        let first_token = read_stream(body, &mut reader).await.with_context(|| {
+        let mut stream = AnswerStream::default();
+        let first_token = read_stream(body, &mut stream).await.with_context(|| {
             format!(
                 "answer of {} failed",
                 served_by.as_deref().unwrap_or("unknown worker")
             )
         })?;
         let ended = Instant::now();
-        reader.finish(sent, first_token.unwrap_or(ended), ended, served_by)
+        finish(stream, sent, first_token.unwrap_or(ended), ended, served_by)
     }
 }
 
-/// Feeds the body into `reader`; returns when the first text came.
-async fn read_stream(mut body: Incoming, reader: &mut AnswerReader) -> Result<Option<Instant>> {
+/// Feeds the body into `stream`; returns when the first text came.
+async fn read_stream(mut body: Incoming, stream: &mut AnswerStream) -> Result<Option<Instant>> {
     let mut first_token = None;
     while let Some(frame) = body.frame().await {
         let frame = frame.context("stream broke off")?;
         let Some(piece) = frame.data_ref() else {
             continue;
         };
-        reader.push(piece)?;
-        if first_token.is_none() && !reader.text.is_empty() {
-            first_token = Some(Instant::now());
+        if stream.push(piece)? {
+            first_token.get_or_insert_with(Instant::now);
         }
     }
     Ok(first_token)
@@ -164,115 +161,33 @@ async fn error_text(body: Incoming) -> String {
     }
 }
 
-/// Puts an answer together from the chunks of its stream. Pure: times are the caller's.
-#[derive(Debug, Default)]
-struct AnswerReader {
-    parser: EventParser,
-    text: String,
-    finish_reason: Option<String>,
-    usage: Option<Usage>,
-    done: bool,
-}
-
-impl AnswerReader {
-    fn push(&mut self, piece: &[u8]) -> Result<()> {
-        let mut events = Vec::new();
-        self.parser.push(piece, |event| events.push(event))?;
-        for event in events {
-            self.event(&event)?;
-        }
-        Ok(())
-    }
-
-    fn event(&mut self, data: &str) -> Result<()> {
-        ensure!(!self.done, "an event follows [DONE]: {data}");
-        if data == "[DONE]" {
-            self.done = true;
-            return Ok(());
-        }
-        let chunk: Chunk =
-            serde_json::from_str(data).with_context(|| format!("unreadable chunk {data}"))?;
-        if let Some(error) = chunk.error {
-            bail!("the worker reports {error}");
-        }
-        if let Some(choice) = chunk.choices.into_iter().next() {
-            self.text
-                .push_str(&choice.delta.content.unwrap_or_default());
-            self.finish_reason = choice.finish_reason.or(self.finish_reason.take());
-        }
-        self.usage = chunk.usage.or(self.usage.take());
-        ensure!(
-            self.text.len() <= ANSWER_BYTES_MAX,
-            "answer exceeds {ANSWER_BYTES_MAX} bytes"
-        );
-        Ok(())
-    }
-
-    fn finish(
-        self,
-        sent: Instant,
-        first_token: Instant,
-        ended: Instant,
-        served_by: Option<String>,
-    ) -> Result<Answer> {
-        ensure!(self.done, "stream ended without [DONE]");
-        let finish_reason = self
-            .finish_reason
-            .context("stream ended without a finish reason")?;
-        let usage = self.usage.context("stream ended without usage")?;
-        let cached_tokens = usage
-            .prompt_tokens_details
-            .unwrap_or_default()
-            .cached_tokens;
-        ensure!(
-            cached_tokens <= usage.prompt_tokens,
-            "{cached_tokens} cached of {} prompt tokens",
-            usage.prompt_tokens
-        );
-        Ok(Answer {
-            text: self.text,
-            finish_reason,
-            ttft: first_token - sent,
-            total: ended - sent,
-            prompt_tokens: usage.prompt_tokens,
-            completion_tokens: usage.completion_tokens,
-            cached_tokens,
-            served_by,
-        })
-    }
-}
-
-#[derive(Debug, Deserialize)]
-struct Chunk {
-    #[serde(default)]
-    choices: Vec<Choice>,
-    usage: Option<Usage>,
-    error: Option<serde_json::Value>,
-}
-
-#[derive(Debug, Deserialize)]
-struct Choice {
-    #[serde(default)]
-    delta: Delta,
-    finish_reason: Option<String>,
-}
-
-#[derive(Debug, Default, Deserialize)]
-struct Delta {
-    content: Option<String>,
-}
-
-#[derive(Debug, Deserialize)]
-struct Usage {
-    prompt_tokens: u32,
-    completion_tokens: u32,
-    prompt_tokens_details: Option<PromptTokensDetails>,
-}
-
-#[derive(Debug, Default, Deserialize)]
-struct PromptTokensDetails {
-    #[serde(default)]
-    cached_tokens: u32,
+/// The answer, which must have ended as an OpenAI stream with usage does.
+fn finish(
+    stream: AnswerStream,
+    sent: Instant,
+    first_token: Instant,
+    ended: Instant,
+    served_by: Option<String>,
+) -> Result<Answer> {
+    stream.check_whole()?;
+    let prompt_tokens = stream
+        .prompt_tokens()
+        .context("stream ended without usage")?;
+    let cached_tokens = stream.cached_tokens().unwrap_or(0);
+    ensure!(
+        cached_tokens <= prompt_tokens,
+        "{cached_tokens} cached of {prompt_tokens} prompt tokens"
+    );
+    Ok(Answer {
+        finish_reason: stream.finish_reason().unwrap_or_default().to_owned(),
+        ttft: first_token - sent,
+        total: ended - sent,
+        prompt_tokens: u32::try_from(prompt_tokens)?,
+        completion_tokens: u32::try_from(stream.answer_tokens())?,
+        cached_tokens: u32::try_from(cached_tokens)?,
+        served_by,
+        text: stream.text,
+    })
 }
 
 #[cfg(test)]
@@ -291,16 +206,16 @@ mod tests {
     );
 
     fn read(stream: &str) -> Result<Answer> {
-        let mut reader = AnswerReader::default();
+        let mut answer = AnswerStream::default();
         for piece in stream.as_bytes().chunks(7) {
-            reader.push(piece)?;
+            answer.push(piece)?;
         }
         let sent = Instant::now();
         let (first, ended) = (
             sent + Duration::from_millis(3),
             sent + Duration::from_millis(9),
         );
-        reader.finish(sent, first, ended, None)
+        finish(answer, sent, first, ended, None)
     }
 
     #[test]

@@ -3,6 +3,8 @@
 mod chat;
 mod http;
 pub mod sse;
+mod stream;
 
 pub use chat::{Answer, ChatClient, ChatOptions, Message, Role, SERVED_BY};
 pub use http::{HttpClient, HttpReply};
+pub(crate) use stream::{AnswerStream, StreamError, beginning};

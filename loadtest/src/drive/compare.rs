@@ -9,7 +9,8 @@ use serde::Serialize;
 
 use super::Report;
 use super::summary::RunReport;
-use super::table::{MEASURES, Measure, shown};
+use super::table::{MEASURES, Measure};
+use crate::console::shown;
 
 /// What changed from one report to the other.
 #[derive(Clone, Debug, PartialEq, Serialize)]

@@ -11,8 +11,7 @@ use tokio::time::{Instant, sleep_until, timeout_at};
 
 use super::prompt::{Form, Heard, Said};
 use super::record::{ErrorClass, Failure, Record};
-use super::stream::{AnswerStream, beginning};
-use crate::client::{HttpClient, SERVED_BY};
+use crate::client::{AnswerStream, HttpClient, SERVED_BY, beginning};
 use crate::workload::PlannedRequest;
 use crate::workload::tokens::Vocabulary;
 
@@ -21,17 +20,17 @@ const ERROR_BYTES_MAX: usize = 64 << 10;
 
 /// Where requests go and how they are made.
 #[derive(Clone, Debug)]
-pub(super) struct Target {
-    pub(super) http: HttpClient,
+pub(crate) struct Target {
+    pub(crate) http: HttpClient,
     /// As in `http://127.0.0.1:8000`, without `/v1`.
-    pub(super) url: String,
-    pub(super) model: String,
-    pub(super) api_key: Option<String>,
-    pub(super) form: Form,
-    pub(super) vocabulary: Vocabulary,
+    pub(crate) url: String,
+    pub(crate) model: String,
+    pub(crate) api_key: Option<String>,
+    pub(crate) form: Form,
+    pub(crate) vocabulary: Vocabulary,
     /// Ask for exactly the planned number of tokens, whatever the model would say, and accept nothing else.
-    pub(super) exact: bool,
-    pub(super) timeout: Duration,
+    pub(crate) exact: bool,
+    pub(crate) timeout: Duration,
 }
 
 /// What is to be sent.
@@ -150,7 +149,7 @@ impl Exchange {
                 self.token_came(Instant::now());
             }
         }
-        stream.check_whole()
+        Ok(stream.check_whole()?)
     }
 
     fn token_came(&mut self, now: Instant) {

@@ -7,7 +7,7 @@ use super::tally::Tally;
 
 /// Rates since the last line.
 #[derive(Debug)]
-pub(super) struct Live {
+pub(crate) struct Live {
     is_shown: bool,
     last: Duration,
     sent: usize,
@@ -17,7 +17,7 @@ pub(super) struct Live {
 
 impl Live {
     /// Shows nothing where `wanted` is false or standard error is no terminal.
-    pub(super) fn new(wanted: bool) -> Self {
+    pub(crate) fn new(wanted: bool) -> Self {
         Self {
             is_shown: wanted && std::io::stderr().is_terminal(),
             last: Duration::ZERO,

@@ -23,7 +23,6 @@ mod record;
 mod run;
 mod schedule;
 mod spread;
-mod stream;
 mod summary;
 mod table;
 mod tally;
@@ -37,15 +36,17 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use serde::{Deserialize, Serialize};
 
-pub use self::options::{Arrivals, DriveOptions, EXAMPLES};
+pub use self::options::{Arrivals, DriveOptions, EXAMPLES, LoadOptions};
 pub use self::prompt::Form;
 pub use self::record::{ErrorClass, Failure, Record, Slo};
 pub use self::spread::Latency;
 pub use self::summary::{Bin, CachedReport, ErrorReport, RunReport, WorkerReport};
 
-use self::exchange::Target;
-use self::live::Live;
-use self::plan::{PlannedRun, Runs};
+pub(crate) use self::exchange::Target;
+pub(crate) use self::live::Live;
+pub(crate) use self::options::time;
+pub(crate) use self::plan::{PlannedRun, Runs};
+pub(crate) use self::run::Plan;
 use crate::client::HttpClient;
 use crate::console::Console;
 use crate::workload::Totals;
@@ -76,7 +77,7 @@ pub struct Report {
 /// Drives the endpoint, or compares two reports, and prints. Fails when nothing could be sent or a file not be written;
 /// requests that failed are part of the result.
 pub async fn run(options: DriveOptions) -> ExitCode {
-    let console = Console::new(plan::wanted(&options));
+    let console = Console::new(plan::wanted(&options.load));
     let result = match options.compare.as_slice() {
         [before, after] => compare_files(before, after, &options, &console),
         _ => drive_and_write(&options, &console).await,
@@ -115,7 +116,7 @@ async fn drive(
     console: &Console,
     records: &mut RecordsFile,
 ) -> Result<Report> {
-    let runs = Runs::of(options)?;
+    let runs = Runs::of(&options.load)?;
     let target = Arc::new(target(options).await?);
     let slo = Slo::new(options.slo_ttft, options.slo_itl);
     let mut live = Live::new(!options.json);
@@ -126,32 +127,45 @@ async fn drive(
         model: target.model.clone(),
         form: options.form.name().to_owned(),
         workload: String::new(),
-        seed: options.seed,
+        seed: options.load.seed,
         totals: Totals::default(),
         slo,
         runs: Vec::with_capacity(runs.len()),
     };
     for index in 0..runs.len() {
-        let PlannedRun { load, rate, plan } = runs.make(index)?;
-        report.workload.clone_from(&plan.workload.name);
-        report.totals = plan.workload.totals();
+        let run = runs.make(index)?;
+        let workload = &run.plan.workload;
+        report.workload.clone_from(&workload.name);
+        report.totals = workload.totals();
         if !options.json {
-            let requests = plan.workload.requests.len();
+            let requests = workload.requests.len();
             console.begin_block(&format!(
-                "{load}: {requests} requests of {}",
-                plan.workload.name
+                "{}: {requests} requests of {}",
+                run.load, workload.name
             ));
         }
-        let tally = run::run(&target, &plan, &mut live).await?;
-        records.write(&load, &tally.records)?;
-        report
-            .runs
-            .push(summary::summarise(load, rate, &plan.workload, &tally, slo));
-        if tally.interrupted {
+        let (measured, all) = measure(&target, &run, slo, &mut live).await?;
+        records.write(&run.load, &all)?;
+        let is_interrupted = measured.interrupted;
+        report.runs.push(measured);
+        if is_interrupted {
             break;
         }
     }
     Ok(report)
+}
+
+/// One run, summed up, and what became of each request.
+pub(crate) async fn measure(
+    target: &Arc<Target>,
+    run: &PlannedRun,
+    slo: Slo,
+    live: &mut Live,
+) -> Result<(RunReport, Vec<Record>)> {
+    let tally = run::run(target, &run.plan, live).await?;
+    let workload = &run.plan.workload;
+    let report = summary::summarise(run.load.clone(), run.rate, workload, &tally, slo);
+    Ok((report, tally.records))
 }
 
 async fn target(options: &DriveOptions) -> Result<Target> {
@@ -174,7 +188,7 @@ async fn target(options: &DriveOptions) -> Result<Target> {
         form: options.form,
         vocabulary: options.vocabulary,
         exact: options.ignore_eos.unwrap_or(options.form == Form::Tokens),
-        timeout: options.timeout,
+        timeout: options.load.timeout,
     })
 }
 

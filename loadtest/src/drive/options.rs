@@ -70,6 +70,41 @@ pub struct DriveOptions {
     #[arg(long, value_name = "BOOL")]
     pub ignore_eos: Option<bool>,
 
+    #[command(flatten)]
+    pub load: LoadOptions,
+
+    /// Objective: time to the first token, such as 500ms.
+    #[arg(long, value_name = "TIME", value_parser = time, help_heading = "Results")]
+    pub slo_ttft: Option<Duration>,
+
+    /// Objective: mean time between two tokens of a request, such as 50ms.
+    #[arg(long, value_name = "TIME", value_parser = time, help_heading = "Results")]
+    pub slo_itl: Option<Duration>,
+
+    /// Write the report as JSON.
+    #[arg(long, value_name = "FILE", help_heading = "Results")]
+    pub out: Option<PathBuf>,
+
+    /// Write the report, or the comparison, as one HTML file.
+    #[arg(long, value_name = "FILE", help_heading = "Results")]
+    pub html: Option<PathBuf>,
+
+    /// Write a JSON object for each request.
+    #[arg(long, value_name = "FILE", help_heading = "Results")]
+    pub requests_out: Option<PathBuf>,
+
+    /// Print nothing but the JSON object, which is the last line in any case.
+    #[arg(long, help_heading = "Results")]
+    pub json: bool,
+
+    /// Send nothing; hold two reports against each other.
+    #[arg(long, num_args = 2, value_names = ["BEFORE", "AFTER"], help_heading = "Results")]
+    pub compare: Vec<PathBuf>,
+}
+
+/// What is sent, and when. Every command that sends load takes these.
+#[derive(Clone, Debug, clap::Args)]
+pub struct LoadOptions {
     /// Traffic made from the seed.
     #[arg(
         long,
@@ -148,38 +183,10 @@ pub struct DriveOptions {
     /// How long an answer may take, from when its request was due.
     #[arg(long, value_name = "TIME", default_value = "300s", value_parser = time, help_heading = "Load")]
     pub timeout: Duration,
-
-    /// Objective: time to the first token, such as 500ms.
-    #[arg(long, value_name = "TIME", value_parser = time, help_heading = "Results")]
-    pub slo_ttft: Option<Duration>,
-
-    /// Objective: mean time between two tokens of a request, such as 50ms.
-    #[arg(long, value_name = "TIME", value_parser = time, help_heading = "Results")]
-    pub slo_itl: Option<Duration>,
-
-    /// Write the report as JSON.
-    #[arg(long, value_name = "FILE", help_heading = "Results")]
-    pub out: Option<PathBuf>,
-
-    /// Write the report, or the comparison, as one HTML file.
-    #[arg(long, value_name = "FILE", help_heading = "Results")]
-    pub html: Option<PathBuf>,
-
-    /// Write a JSON object for each request.
-    #[arg(long, value_name = "FILE", help_heading = "Results")]
-    pub requests_out: Option<PathBuf>,
-
-    /// Print nothing but the JSON object, which is the last line in any case.
-    #[arg(long, help_heading = "Results")]
-    pub json: bool,
-
-    /// Send nothing; hold two reports against each other.
-    #[arg(long, num_args = 2, value_names = ["BEFORE", "AFTER"], help_heading = "Results")]
-    pub compare: Vec<PathBuf>,
 }
 
 /// `500ms`, `30s`, `5m`.
-fn time(text: &str) -> Result<Duration, String> {
+pub(crate) fn time(text: &str) -> Result<Duration, String> {
     let units = [("ms", 1e-3), ("s", 1.0), ("m", 60.0)];
     let parsed = units.into_iter().find_map(|(unit, seconds)| {
         let number: f64 = text.strip_suffix(unit)?.trim().parse().ok()?;

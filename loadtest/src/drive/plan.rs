@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 
-use super::options::{Arrivals, DriveOptions};
+use super::options::{Arrivals, LoadOptions};
 use super::run::Plan;
 use super::schedule::Pace;
 use crate::workload::generate::{GenerateOptions, RATE_MAX, generate};
@@ -25,11 +25,11 @@ const CLOSED_REQUESTS_MAX: usize = 100_000;
 
 /// A run to be made.
 #[derive(Debug)]
-pub(super) struct PlannedRun {
-    pub(super) load: String,
+pub(crate) struct PlannedRun {
+    pub(crate) load: String,
     /// Requests a second that are asked for.
-    pub(super) rate: Option<f64>,
-    pub(super) plan: Plan,
+    pub(crate) rate: Option<f64>,
+    pub(crate) plan: Plan,
 }
 
 /// What one run differs in.
@@ -52,13 +52,13 @@ impl Load {
 
 /// The runs that the flags ask for, each made when its turn comes.
 #[derive(Debug)]
-pub(super) struct Runs<'a> {
-    options: &'a DriveOptions,
+pub(crate) struct Runs<'a> {
+    options: &'a LoadOptions,
     loads: Vec<Load>,
 }
 
 impl<'a> Runs<'a> {
-    pub(super) fn of(options: &'a DriveOptions) -> Result<Self> {
+    pub(crate) fn of(options: &'a LoadOptions) -> Result<Self> {
         let loads = loads(options);
         ensure!(
             loads.len() <= RUNS_MAX,
@@ -78,12 +78,12 @@ impl<'a> Runs<'a> {
     }
 
     /// How many runs there are.
-    pub(super) fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         self.loads.len()
     }
 
     /// Number `index`, from 0.
-    pub(super) fn make(&self, index: usize) -> Result<PlannedRun> {
+    pub(crate) fn make(&self, index: usize) -> Result<PlannedRun> {
         let load = *self.loads.get(index).context("no such run")?;
         let workload = match &self.options.trace {
             Some(_) => recorded(self.options, load)?,
@@ -109,17 +109,17 @@ impl<'a> Runs<'a> {
 }
 
 /// How many runs the flags ask for, good or not.
-pub(super) fn wanted(options: &DriveOptions) -> usize {
+pub(super) fn wanted(options: &LoadOptions) -> usize {
     loads(options).len()
 }
 
-fn open(options: &DriveOptions) -> Pace {
+fn open(options: &LoadOptions) -> Pace {
     Pace::Open {
         in_flight_max: options.in_flight_max,
     }
 }
 
-fn loads(options: &DriveOptions) -> Vec<Load> {
+fn loads(options: &LoadOptions) -> Vec<Load> {
     let clients = options.concurrency.iter().map(|one| Load::Clients(*one));
     let rates = options.rate.iter().map(|one| Load::Rate(*one));
     let scales = options.rate_scale.iter().map(|one| Load::Scale(*one));
@@ -131,7 +131,7 @@ fn loads(options: &DriveOptions) -> Vec<Load> {
     }
 }
 
-fn recorded(options: &DriveOptions, load: Load) -> Result<Workload> {
+fn recorded(options: &LoadOptions, load: Load) -> Result<Workload> {
     let path = options.trace.as_deref().context("no trace")?;
     let limit = options.requests.map(Extent::Requests);
     let trace_options = TraceOptions {
@@ -157,7 +157,7 @@ fn recorded(options: &DriveOptions, load: Load) -> Result<Workload> {
     })
 }
 
-fn generated(options: &DriveOptions, load: Load) -> Result<Workload> {
+fn generated(options: &LoadOptions, load: Load) -> Result<Workload> {
     let shape = options.workload.shape(options.parameters.as_deref())?;
     let made = match load {
         Load::Rate(rate) | Load::Scale(rate) => GenerateOptions {
@@ -215,13 +215,11 @@ mod tests {
     #[derive(Parser)]
     struct Line {
         #[command(flatten)]
-        options: DriveOptions,
+        options: LoadOptions,
     }
 
-    fn options(flags: &str) -> DriveOptions {
-        let line = ["drive", "--url=http://x"]
-            .into_iter()
-            .chain(flags.split_whitespace());
+    fn options(flags: &str) -> LoadOptions {
+        let line = ["drive"].into_iter().chain(flags.split_whitespace());
         Line::parse_from(line).options
     }
 

@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::client::StreamError;
+
 /// Why a request counts as failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -59,6 +61,15 @@ impl Failure {
         Self {
             class,
             detail: detail.into(),
+        }
+    }
+}
+
+impl From<StreamError> for Failure {
+    fn from(error: StreamError) -> Self {
+        match error {
+            StreamError::Broken(detail) => Self::new(ErrorClass::BrokenStream, detail),
+            StreamError::Server(detail) => Self::new(ErrorClass::ServerError, detail),
         }
     }
 }
@@ -126,7 +137,7 @@ pub struct Slo {
 }
 
 impl Slo {
-    pub(super) fn new(ttft: Option<Duration>, itl: Option<Duration>) -> Self {
+    pub(crate) fn new(ttft: Option<Duration>, itl: Option<Duration>) -> Self {
         Self {
             ttft: ttft.map(|time| time.as_secs_f64()),
             itl: itl.map(|time| time.as_secs_f64()),

@@ -24,11 +24,11 @@ const LEAD: Duration = Duration::from_millis(100);
 
 /// One run's input.
 #[derive(Clone, Debug)]
-pub(super) struct Plan {
-    pub(super) workload: Workload,
-    pub(super) pace: Pace,
+pub(crate) struct Plan {
+    pub(crate) workload: Workload,
+    pub(crate) pace: Pace,
     /// Nothing is begun after it.
-    pub(super) end: Option<Duration>,
+    pub(crate) end: Option<Duration>,
 }
 
 /// Sends the whole plan and returns when all has ended, or after Ctrl-C with what there is.

@@ -11,7 +11,7 @@ use crate::workload::PlannedRequest;
 
 /// What decides that a request is sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Pace {
+pub(crate) enum Pace {
     /// Its time. What is running does not matter, up to a bound at which requests are lost and counted.
     Open { in_flight_max: usize },
     /// The end of another one: so many run at once.

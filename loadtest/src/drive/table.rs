@@ -6,6 +6,7 @@ use super::compare::Comparison;
 use super::spread::Latency;
 use super::summary::RunReport;
 use super::{Report, Slo};
+use crate::console::{aligned, shown};
 
 /// A measure of a run.
 #[derive(Clone, Copy, Debug)]
@@ -80,10 +81,6 @@ impl Measure {
     pub(super) fn shown(&self, run: &RunReport) -> String {
         shown((self.of)(run), self.digits)
     }
-}
-
-pub(super) fn shown(value: Option<f64>, digits: usize) -> String {
-    value.map_or_else(|| "–".to_owned(), |value| format!("{value:.digits$}"))
 }
 
 /// What the objective is, in words.
@@ -161,26 +158,4 @@ pub(super) fn comparison_text(comparison: &Comparison) -> String {
 
 fn row(name: &str, cells: impl Iterator<Item = String>) -> Vec<String> {
     std::iter::once(name.to_owned()).chain(cells).collect()
-}
-
-/// The first column to the left, the others to the right, each as wide as it must be.
-fn aligned(rows: &[Vec<String>]) -> String {
-    let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
-    let cell =
-        |row: &[String], column: usize| row.get(column).map_or(0, |cell| cell.chars().count());
-    let widths: Vec<usize> = (0..columns)
-        .map(|column| rows.iter().map(|row| cell(row, column)).max().unwrap_or(0))
-        .collect();
-    let mut text = String::new();
-    for row in rows {
-        for (column, (cell, width)) in row.iter().zip(&widths).enumerate() {
-            let _ = if column == 0 {
-                write!(text, "{cell:width$}")
-            } else {
-                write!(text, "  {cell:>width$}")
-            };
-        }
-        text.push('\n');
-    }
-    text
 }

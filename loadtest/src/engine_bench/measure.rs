@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use tokio::sync::watch;
 
 use super::bandwidth::Bandwidth;
@@ -27,13 +27,22 @@ const CACHED_PROMPT: usize = 2_000;
 const CACHED_ROUNDS: usize = 5;
 /// Chats that run while a long prompt comes in.
 const CHATS: usize = 4;
+/// Tokens of an answer; a chat whose answer is over asks again. A chat that went on for as long as the long prompt takes
+/// would have thousands of tokens of its own by then, and its gaps would be those of a longer context.
+const CHAT_TOKENS: usize = 512;
 const LONG_PROMPT: usize = 16_000;
 /// Streams of the simulated backend, and their tokens.
 const STREAMS: usize = 256;
 const STREAM_TOKENS: u32 = 2_000;
 const STREAM_ROUNDS: usize = 3;
 /// How long the chats are watched without it.
-const CALM: Duration = Duration::from_secs(6);
+const CALM: Duration = Duration::from_secs(20);
+/// Looks at the page of metrics while chats run, and the time from one to the next.
+const SCRAPES: usize = 200;
+const SCRAPE_INTERVAL: Duration = Duration::from_millis(25);
+const SCRAPE_TIMEOUT: Duration = Duration::from_secs(5);
+/// By then the chats' own prompts are over.
+const SETTLE: Duration = Duration::from_secs(2);
 
 /// Everything, in the order of the report.
 pub(super) async fn all(options: &EngineBenchOptions, progress: &dyn Progress) -> Result<Report> {
@@ -62,7 +71,7 @@ pub(super) async fn all(options: &EngineBenchOptions, progress: &dyn Progress) -
     let int8 = start("int8", &["--quantization=int8"]).await?;
     progress.ready();
     progress.begin("decode and prefill");
-    let bandwidth = Bandwidth::new(options.threads);
+    let bandwidth = Bandwidth::new(options.threads, model.bytes as usize)?;
     let mut report = Report::new(&model, options, &peers);
     for _ in 0..options.rounds {
         let mut round = Round {
@@ -82,6 +91,9 @@ pub(super) async fn all(options: &EngineBenchOptions, progress: &dyn Progress) -
     progress.ready();
     progress.begin("a long prompt beside running chats");
     report.long_prompt = long_prompt(&bf16).await?;
+    progress.ready();
+    progress.begin("scrapes beside running chats");
+    report.scrapes = scrapes(&bf16).await?;
     bf16.stop().await?;
     progress.ready();
     progress.begin("streams of the simulated backend");
@@ -183,28 +195,72 @@ async fn cached_prompt(worker: &BenchWorker) -> Result<(f64, f64)> {
 /// The 99th percentile of the chats' gaps without and with the long prompt beside them, and its own time to the first
 /// token.
 async fn long_prompt(worker: &BenchWorker) -> Result<LongPrompt> {
-    let (stop, stopped) = watch::channel(false);
-    let mut chats = Chats::default();
-    let joined = async {
-        let all = (0..CHATS).map(|_| {
-            let prompt = prompt(DECODE_CONTEXT);
-            let stopped = stopped.clone();
-            async move { stream(worker, &prompt, 20_000, Some(stopped)).await }
-        });
-        futures_util::future::try_join_all(all).await
-    };
-    let driver = async {
-        // The chats' own prompts are over after this.
-        tokio::time::sleep(CALM / 3).await;
-        chats.calm.0 = Some(Instant::now());
+    let mut watched = Chats::default();
+    let streams = beside_chats(worker, async || {
+        watched.calm.0 = Some(Instant::now());
         tokio::time::sleep(CALM).await;
-        chats.calm.1 = Some(Instant::now());
+        watched.calm.1 = Some(Instant::now());
         let long = stream(worker, &prompt(LONG_PROMPT), 1, None).await;
-        chats.busy = Some((Instant::now(), long));
-        let _nobody_listens = stop.send(true);
+        watched.busy = Some((Instant::now(), long));
+        Ok(())
+    });
+    let streams = streams.await?;
+    watched.result(&streams)
+}
+
+/// Runs chats, and `work` beside them once their first prompts are over. Returns all answers, the last of each chat
+/// cut short.
+async fn beside_chats(
+    worker: &BenchWorker,
+    work: impl AsyncFnOnce() -> Result<()>,
+) -> Result<Vec<Stream>> {
+    let (stop, stopped) = watch::channel(false);
+    let chats = (0..CHATS).map(|number| chat(worker, number, stopped.clone()));
+    let chats = futures_util::future::try_join_all(chats);
+    let work = async {
+        tokio::time::sleep(SETTLE).await;
+        let done = work().await;
+        // Nobody listens when the chats have failed.
+        let _ = stop.send(true);
+        done
     };
-    let (streams, ()) = tokio::join!(joined, driver);
-    chats.result(&streams?)
+    let (streams, ()) = tokio::try_join!(chats, work)?;
+    Ok(streams.into_iter().flatten().collect())
+}
+
+/// One answer after another until `stopped`. The first answers are of different lengths, so that the chats do not ask
+/// all at once.
+async fn chat(
+    worker: &BenchWorker,
+    number: usize,
+    stopped: watch::Receiver<bool>,
+) -> Result<Vec<Stream>> {
+    let mut streams = Vec::new();
+    let mut tokens = CHAT_TOKENS * (number + 1) / CHATS;
+    while !*stopped.borrow() {
+        let prompt = prompt(DECODE_CONTEXT);
+        streams.push(stream(worker, &prompt, tokens, Some(stopped.clone())).await?);
+        tokens = CHAT_TOKENS;
+    }
+    Ok(streams)
+}
+
+/// Seconds that a look at the page of metrics takes while chats run, as whoever looks sees it: each.
+async fn scrapes(worker: &BenchWorker) -> Result<Vec<f64>> {
+    let page = format!("{}/metrics", worker.url);
+    let mut seconds = Vec::with_capacity(SCRAPES);
+    beside_chats(worker, async || {
+        for _ in 0..SCRAPES {
+            tokio::time::sleep(SCRAPE_INTERVAL).await;
+            let started = Instant::now();
+            let reply = worker.http.get(&page, SCRAPE_TIMEOUT).await?;
+            seconds.push(started.elapsed().as_secs_f64());
+            ensure!(reply.status.is_success(), "{}: {page}", reply.status);
+        }
+        Ok(())
+    })
+    .await?;
+    Ok(seconds)
 }
 
 /// What the chats were watched through.

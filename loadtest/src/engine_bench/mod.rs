@@ -24,8 +24,8 @@ use anyhow::Result;
 use crate::console::Console;
 use crate::stack::{Profile, Progress, Silent};
 
-/// Model, build, peers, four loads, simulated backend.
-const STEPS: usize = 8;
+/// Model, build, peers, worker, four loads, simulated backend.
+const STEPS: usize = 9;
 
 /// Flags of `loadtest engine-bench`.
 #[derive(Clone, Debug, clap::Args)]

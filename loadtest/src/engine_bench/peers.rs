@@ -15,12 +15,11 @@ use tokio::process::{Child, ChildStdin, ChildStdout, Command};
 use tokio::time::timeout;
 
 use super::model::BenchModel;
+use crate::pypi::{self, succeed};
 use crate::stack::workspace_root;
 
 /// Loading a model, or one turn.
 const ANSWER_DEADLINE: Duration = Duration::from_mins(10);
-/// An installed set of packages, so that an interrupted one is installed again.
-const COMPLETE: &str = "complete";
 
 /// A running peer.
 #[derive(Debug)]
@@ -143,38 +142,10 @@ pub(super) async fn python(named: Option<&Path>, home: &Path) -> Result<PathBuf>
         );
         return Ok(named.to_owned());
     }
-    let environment = home.join("python");
-    let python = environment.join("bin/python");
-    if environment.join(COMPLETE).is_file() {
-        return Ok(python);
-    }
-    let mut make = Command::new("python3");
-    make.args(["-m", "venv", "--clear"]).arg(&environment);
-    succeed(&mut make, "python3 -m venv").await?;
-    let mut install = Command::new(&python);
-    install
-        .args(["-m", "pip", "install", "--quiet"])
-        .args(["--disable-pip-version-check", "--requirement"])
-        .arg(script("requirements.txt"));
-    succeed(&mut install, "pip install of the peers").await?;
-    std::fs::write(environment.join(COMPLETE), "")?;
-    Ok(python)
-}
-
-async fn succeed(command: &mut Command, what: &str) -> Result<()> {
-    let output = command
-        .stdin(Stdio::null())
-        .kill_on_drop(true)
-        .output()
-        .await
-        .with_context(|| format!("{what}: cannot run it"))?;
-    let message = String::from_utf8_lossy(&output.stderr);
-    ensure!(
-        output.status.success(),
-        "{what} failed: {}",
-        message.lines().last().unwrap_or("no message")
-    );
-    Ok(())
+    let requirements = script("requirements.txt");
+    let wanted = ["--requirement".as_ref(), requirements.as_os_str()];
+    let installed = pypi::environment(&home.join("python"), wanted).await;
+    installed.context("the peers")
 }
 
 fn script(name: &str) -> PathBuf {

@@ -7,7 +7,7 @@ use serde_json::{Map, Value, json};
 use super::measure::LongPrompt;
 use super::model::BenchModel;
 use super::peers::Peer;
-use super::{EngineBenchOptions, median};
+use super::{EngineBenchOptions, median, percentile};
 
 /// Tokens a second of one engine in one round.
 #[derive(Clone, Copy, Debug)]
@@ -37,6 +37,8 @@ pub(super) struct Report {
     /// Seconds to the first token of a prompt, new and again.
     pub(super) cached: (f64, f64),
     pub(super) long_prompt: LongPrompt,
+    /// Seconds of each scrape.
+    pub(super) scrapes: Vec<f64>,
     /// Streamed tokens a second of the simulated backend.
     pub(super) sim_tokens: Option<f64>,
 }
@@ -60,6 +62,7 @@ impl Report {
             rounds: Vec::new(),
             cached: (0.0, 0.0),
             long_prompt: LongPrompt::default(),
+            scrapes: Vec::new(),
             sim_tokens: None,
         }
     }
@@ -93,6 +96,8 @@ impl Report {
             "gap_p99_without_long_prompt_s": rounded(Some(long.gap_without)),
             "gap_p99_beside_long_prompt_s": rounded(Some(long.gap_with)),
             "ttft_16000_beside_chats_s": rounded(Some(long.first_token)),
+            "scrape_p50_s": rounded(median(&self.scrapes)),
+            "scrape_p99_s": rounded(percentile(&self.scrapes, 0.99)),
             "sim_streamed_tokens_per_s": rounded(self.sim_tokens),
         })
         .to_string()
@@ -202,6 +207,12 @@ impl fmt::Display for Report {
         )?;
         writeln!(
             out,
+            "scrapes beside running chats: {:.2} ms, p99 {:.2} ms",
+            median(&self.scrapes).unwrap_or_default() * 1e3,
+            percentile(&self.scrapes, 0.99).unwrap_or_default() * 1e3,
+        )?;
+        writeln!(
+            out,
             "simulated backend: {:.0} streamed tokens/s",
             self.sim_tokens.unwrap_or_default()
         )
@@ -254,6 +265,7 @@ mod tests {
                 gap_with: 0.05,
                 first_token: 14.0,
             },
+            scrapes: vec![0.001, 0.003, 0.002],
             sim_tokens: None,
         }
     }
@@ -267,6 +279,8 @@ mod tests {
         assert_eq!(json["ratios"]["ttft_uncached_to_cached"], 40.0);
         assert_eq!(json["ratios"]["gap_p99_beside_long_prompt_to_without"], 2.5);
         assert_eq!(json["engines"]["peer"]["decode_8_tokens_per_s"], 200.0);
+        assert_eq!(json["scrape_p50_s"], 0.002);
+        assert_eq!(json["scrape_p99_s"], 0.003);
         assert!(json["sim_streamed_tokens_per_s"].is_null());
     }
 

@@ -5,9 +5,8 @@
 //! changes for all of them. Upstreams, Envoy, epp and the load share the machine's cores; the rate is a third of what
 //! the costliest variant can carry, so that nobody waits for a core and what is left is the work itself.
 //!
-//! prompts → drive → upstream is the load, cpu what it costs, report what is said of it.
+//! prompts → drive → upstream is the load, usage what it costs, report what is said of it.
 
-mod cpu;
 mod drive;
 mod prompts;
 mod report;
@@ -25,7 +24,7 @@ use crate::console::Console;
 use crate::stack::{
     Binaries, Envoy, EnvoyChoice, Gateway, Profile, Progress, Silent, Stack, StackOptions,
 };
-use cpu::cpu_time;
+use crate::usage::cpu_time;
 use drive::{Outcome, open_loop};
 use prompts::{CONVERSATIONS, Prompts};
 use report::{Measured, Report};

@@ -1,5 +1,6 @@
 //! `loadtest simulate`: runs each policy over the same workload, and prints what came of it.
 
+use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Mutex;
 use std::time::Duration;
@@ -7,8 +8,10 @@ use std::time::Duration;
 use anyhow::{Context as _, Result};
 use serde::Serialize;
 
+use super::curves::{Curves, curves};
 pub use super::options::SimulateOptions;
 use super::outcome::{Slo, Summary, summarize};
+use super::page;
 use super::world::{self, WorldOptions};
 use crate::console::Console;
 use crate::workload::Workload;
@@ -19,50 +22,61 @@ const PRECISION: f64 = 1.02;
 
 /// What is printed last.
 #[derive(Debug, Serialize)]
-struct Report {
-    workload: About,
-    workers: usize,
-    replicas: usize,
-    model: String,
-    gpu: String,
-    seed: u64,
-    slo: Targets,
-    policies: Vec<Row>,
+pub(super) struct Report {
+    pub workload: About,
+    pub workers: usize,
+    pub replicas: usize,
+    pub model: String,
+    pub gpu: String,
+    pub seed: u64,
+    pub slo: Targets,
+    /// The rows are at each policy's capacity rather than at rates that were given.
+    #[serde(skip)]
+    pub is_search: bool,
+    pub policies: Vec<Row>,
 }
 
 #[derive(Debug, Serialize)]
-struct About {
-    name: String,
-    requests: usize,
-    prompt_tokens_mean: f64,
-    output_tokens_mean: f64,
+pub(super) struct About {
+    pub name: String,
+    pub requests: usize,
+    pub prompt_tokens_mean: f64,
+    pub output_tokens_mean: f64,
     /// Of the prompt tokens, what an infinite cache shared by all could serve.
-    shareable_tokens: f64,
+    pub shareable_tokens: f64,
 }
 
 #[derive(Debug, Serialize)]
-struct Targets {
-    ttft_s: f64,
-    itl_s: f64,
-    share: f64,
+pub(super) struct Targets {
+    pub ttft_s: f64,
+    pub itl_s: f64,
+    pub share: f64,
 }
 
+/// One policy at one rate.
 #[derive(Debug, Serialize)]
-struct Row {
-    rate_scale: f64,
+pub(super) struct Row {
+    pub rate_scale: f64,
     #[serde(flatten)]
-    summary: Summary,
+    pub summary: Summary,
+    #[serde(skip)]
+    pub curves: Curves,
 }
 
 /// Runs, prints, and says whether there was a result.
 pub async fn run(options: SimulateOptions) -> ExitCode {
     let console = Console::new(options.policies.len());
-    let json = options.json;
+    let (json, html) = (options.json, options.html.clone());
     let done = tokio::task::spawn_blocking(move || simulate(&options)).await;
     match done.context("the simulation failed").and_then(|done| done) {
         Ok(report) => {
             if !json {
                 console.line(&report.table());
+            }
+            if let Err(error) = write_page(html.as_deref(), &report) {
+                let error = format!("{error:#}");
+                console.line(&serde_json::json!({ "error": error }).to_string());
+                return ExitCode::FAILURE;
             }
             console.line(&serde_json::to_string(&report).unwrap_or_default());
             ExitCode::SUCCESS
@@ -78,18 +92,32 @@ pub async fn run(options: SimulateOptions) -> ExitCode {
     }
 }
 
+fn write_page(path: Option<&Path>, report: &Report) -> Result<()> {
+    let Some(path) = path else { return Ok(()) };
+    let page = page::of(report).to_html();
+    std::fs::write(path, page).with_context(|| format!("cannot write {}", path.display()))
+}
+
 fn simulate(options: &SimulateOptions) -> Result<Report> {
     let workload = options.workload()?;
     let (world, slo) = (options.world()?, options.slo()?);
-    let next = Mutex::new(0..options.policies.len());
+    let jobs = jobs(options);
+    let next = Mutex::new(0..jobs.len());
     let rows: Mutex<Vec<(usize, Result<Row>)>> = Mutex::default();
     std::thread::scope(|scope| {
         for _ in 0..options.threads {
             scope.spawn(|| {
                 let take = || next.lock().ok()?.next();
                 while let Some(place) = take() {
-                    let policy = options.policies.get(place).map_or("", String::as_str);
-                    let row = one(options, &workload, policy, &world, &slo);
+                    let Some((policy, scale)) = jobs.get(place) else {
+                        return;
+                    };
+                    let at = |scale: f64| at_scale(&workload, policy, &world, &slo, scale);
+                    let row = if options.capacity {
+                        at(*scale).and_then(|first| search(first, slo.share, at))
+                    } else {
+                        at(*scale)
+                    };
                     if let Ok(mut rows) = rows.lock() {
                         rows.push((place, row));
                     }
@@ -121,23 +149,21 @@ fn simulate(options: &SimulateOptions) -> Result<Report> {
             itl_s: slo.itl.as_secs_f64(),
             share: slo.share,
         },
+        is_search: options.capacity,
         policies: policies?,
     })
 }
 
-fn one(
-    options: &SimulateOptions,
-    workload: &Workload,
-    policy: &str,
-    world: &WorldOptions,
-    slo: &Slo,
-) -> Result<Row> {
-    let at = |scale: f64| at_scale(workload, policy, world, slo, scale);
-    let wanted = at(options.rate_scale)?;
-    if !options.capacity {
-        return Ok(wanted);
-    }
-    search(wanted, slo.share, at)
+/// Every policy at every rate; a search needs one rate to begin with.
+fn jobs(options: &SimulateOptions) -> Vec<(&str, f64)> {
+    let rates = if options.capacity { 1 } else { usize::MAX };
+    let scales = options.rate_scale.iter().copied().take(rates);
+    scales
+        .flat_map(|scale| {
+            let policies = options.policies.iter();
+            policies.map(move |policy| (policy.as_str(), scale))
+        })
+        .collect()
 }
 
 /// The row of the highest rate scale that is carried, or of the lowest that was tried. Doubles, or halves, until one is carried
@@ -190,6 +216,7 @@ fn at_scale(
     Ok(Row {
         rate_scale: scale,
         summary,
+        curves: curves(&run.records, &run.queues),
     })
 }
 
@@ -233,6 +260,7 @@ impl Report {
         for Row {
             rate_scale,
             summary,
+            ..
         } in &self.policies
         {
             lines.push(format!(
@@ -273,6 +301,7 @@ mod tests {
         Row {
             rate_scale: scale,
             summary,
+            curves: Curves::default(),
         }
     }
 
@@ -287,6 +316,47 @@ mod tests {
                 found.rate_scale
             );
         }
+    }
+
+    #[test]
+    fn a_page_shows_every_policy_at_every_rate() {
+        let mut report = Report {
+            workload: About {
+                name: "w".to_owned(),
+                requests: 1,
+                prompt_tokens_mean: 1.0,
+                output_tokens_mean: 1.0,
+                shareable_tokens: 0.5,
+            },
+            workers: 2,
+            replicas: 1,
+            model: "m".to_owned(),
+            gpu: "g".to_owned(),
+            seed: 1,
+            slo: Targets {
+                ttft_s: 2.0,
+                itl_s: 0.1,
+                share: 0.9,
+            },
+            is_search: false,
+            policies: vec![row(1.0, 1.0), row(2.0, 1.0)],
+        };
+        report.policies.iter_mut().for_each(|row| {
+            row.curves.ttft_shares = vec![(0.1, 0.5), (0.2, 1.0)];
+            row.curves.queues = vec![1.0; 100];
+        });
+        let page = page::of(&report).to_html();
+        assert_eq!(page.matches("the 64 busiest").count(), 2);
+        assert!(page.contains("Against the rate") && page.contains("<svg"));
+        report.is_search = true;
+        let page = page::of(&report).to_html();
+        assert!(!page.contains("Against the rate"));
+        assert_eq!(
+            page.matches("each policy&#39;s capacity")
+                .count()
+                .max(page.matches("each policy's capacity").count()),
+            1
+        );
     }
 
     #[test]

@@ -45,9 +45,9 @@ pub struct SimulateOptions {
     #[arg(long, value_name = "EXTENT")]
     pub skip: Option<Extent>,
 
-    /// Send everything so many times as fast.
-    #[arg(long, default_value_t = 1.0)]
-    pub rate_scale: f64,
+    /// Send everything so many times as fast. Several, separated by commas, are run one after another.
+    #[arg(long, value_delimiter = ',', default_value = "1", value_parser = scale)]
+    pub rate_scale: Vec<f64>,
 
     /// Workers of the fleet.
     #[arg(long, default_value_t = 8)]
@@ -202,6 +202,14 @@ impl SimulateOptions {
             itl: time("slo-itl", self.slo_itl)?,
             share: self.slo_share,
         })
+    }
+}
+
+/// Reads a factor that times can be divided by.
+fn scale(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(scale) if scale.is_finite() && scale > 0.0 => Ok(scale),
+        _ => Err(format!("`{text}` is not a number above 0")),
     }
 }
 

@@ -9,6 +9,8 @@ use serde::Serialize;
 pub struct Record {
     /// When it was due.
     pub arrived: Duration,
+    /// When it was sent to a worker, for the last time; later than it was due where it waited at a gate.
+    pub sent: Duration,
     /// When its client saw the first token.
     pub first_token: Option<Duration>,
     /// When its client saw the last one.
@@ -154,14 +156,14 @@ pub fn summarize(
         retried: records.iter().filter(|record| record.retries > 0).count(),
         rate_per_s: records.len() as f64 / seconds,
         ttft_mean_s: mean(&ttft),
-        ttft_p50_s: quantile(&ttft, 0.5),
-        ttft_p90_s: quantile(&ttft, 0.9),
-        ttft_p99_s: quantile(&ttft, 0.99),
+        ttft_p50_s: quantile(&ttft, 0.5).unwrap_or(0.0),
+        ttft_p90_s: quantile(&ttft, 0.9).unwrap_or(0.0),
+        ttft_p99_s: quantile(&ttft, 0.99).unwrap_or(0.0),
         expected_ttft_mean_s: of_expected(|(expected, _)| *expected),
         expectation_error_mean_s: of_expected(|(expected, seen)| (expected - seen).abs()),
         itl_mean_s: mean(&itl),
-        itl_p90_s: quantile(&itl, 0.9),
-        itl_p99_s: quantile(&itl, 0.99),
+        itl_p90_s: quantile(&itl, 0.9).unwrap_or(0.0),
+        itl_p99_s: quantile(&itl, 0.99).unwrap_or(0.0),
         slo_share: good as f64 / records.len().max(1) as f64,
         goodput_per_s: good as f64 / seconds,
         cached_share: cached as f64 / prompt.max(1) as f64,
@@ -174,10 +176,10 @@ fn mean(sorted: &[f64]) -> f64 {
     sorted.iter().sum::<f64>() / sorted.len().max(1) as f64
 }
 
-/// The smallest value that a share `q` of all is not above; 0 of none.
-fn quantile(sorted: &[f64], q: f64) -> f64 {
+/// The smallest value that a share `q` of all is not above; none of none.
+pub(super) fn quantile(sorted: &[f64], q: f64) -> Option<f64> {
     let place = (q * sorted.len() as f64).ceil() as usize;
-    sorted.get(place.max(1) - 1).copied().unwrap_or(0.0)
+    sorted.get(place.max(1) - 1).copied()
 }
 
 #[cfg(test)]

@@ -12,6 +12,7 @@ use anyhow::{Context as _, Result};
 use pointsman_engine::scheduler::Stats;
 use pointsman_epp::fleet::kv_events::EventSource;
 use pointsman_epp::fleet::{Endpoint, EndpointSpec, Fleet, Lease, Matches, Scraped, Snapshot};
+use pointsman_epp::flow::controller::Decision;
 use pointsman_epp::index::approximate::{ApproximateIndex, Belief, PickLimits, Reported, TextKeys};
 use pointsman_epp::index::{IndexLimits, IndexScratch, PrefixIndex};
 use pointsman_epp::schedule::expected::{Placement, Sighting};
@@ -19,6 +20,7 @@ use pointsman_proto::block_hash::KeyScope;
 use pointsman_proto::kv_events::Event;
 use rustc_hash::FxHashMap;
 
+use super::gate::{Arrival, Gate};
 use super::policies::{Asked, Choice, Knowledge, OwnLoad, Policy, View};
 
 /// The model that all requests ask for.
@@ -36,6 +38,7 @@ pub struct Replica {
     index: PrefixIndex,
     approximate: ApproximateIndex,
     policy: Policy,
+    gate: Option<Gate>,
     /// What counts as in flight, by request.
     held: FxHashMap<u32, Held>,
     /// By worker.
@@ -78,6 +81,7 @@ impl Replica {
                 ..IndexLimits::default()
             }),
             approximate: ApproximateIndex::new(PickLimits::default()),
+            gate: policy.gate(),
             policy,
             held: FxHashMap::default(),
             own: Vec::new(),
@@ -159,6 +163,30 @@ impl Replica {
         }
     }
 
+    /// Whether requests wait until there is room for them.
+    pub fn has_gate(&self) -> bool {
+        self.gate.is_some()
+    }
+
+    /// A request comes to the gate; false where it is refused at once. [`Replica::look`] says when it goes.
+    pub fn enqueue(&mut self, arrival: Arrival, now: Duration, out: &mut Vec<Decision>) -> bool {
+        let gate = self.gate.as_mut();
+        gate.is_none_or(|gate| gate.enqueue(arrival, now, out))
+    }
+
+    /// Has the gate look at the pool.
+    pub fn look(&mut self, now: Duration, out: &mut Vec<Decision>) {
+        if let Some(gate) = &mut self.gate {
+            self.fleet.snapshot_into(&mut self.snapshot);
+            gate.look(&self.snapshot, now, out);
+        }
+    }
+
+    /// When the gate has to look even if nothing happens.
+    pub fn next_deadline(&self) -> Option<Duration> {
+        self.gate.as_ref()?.next_deadline()
+    }
+
     /// Picks a worker for a request, and counts it there. `None` where nobody answers.
     pub fn pick(&mut self, request: u32, asked: &Asked<'_>, now: Duration) -> Option<Picked> {
         self.look_up(asked.tokens, now);
@@ -207,6 +235,9 @@ impl Replica {
             is_prefilled: false,
         };
         self.held.insert(request, held);
+        if let Some(gate) = &mut self.gate {
+            gate.placed(request);
+        }
         Some(Picked { worker, expected_s })
     }
 
@@ -238,6 +269,9 @@ impl Replica {
 
     /// A request is over. `cached_tokens` is what its usage says; `None` where it failed.
     pub fn ended(&mut self, request: u32, cached_tokens: Option<u32>, now: Duration) {
+        if let Some(gate) = &mut self.gate {
+            gate.finished(request, now);
+        }
         let Some(held) = self.held.remove(&request) else {
             return;
         };
@@ -331,7 +365,7 @@ pub(super) fn worker_of(endpoint: &Endpoint) -> usize {
     }
 }
 
-fn millis(time: Duration) -> u64 {
+pub(super) fn millis(time: Duration) -> u64 {
     // 0 means never to the cells.
     u64::try_from(time.as_millis()).unwrap_or(u64::MAX) + 1
 }

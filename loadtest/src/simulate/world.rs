@@ -4,6 +4,7 @@
 //! picker knows is therefore always a little old, and several replicas each know only what they sent themselves.
 
 mod fates;
+mod gates;
 mod requests;
 #[cfg(test)]
 mod tests;
@@ -17,6 +18,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, bail};
 use pointsman_engine::scheduler::Stats;
 use pointsman_epp::fleet::pace::{Intervals, Pace};
+use pointsman_epp::flow::controller::Decision;
 use pointsman_proto::block_hash::BlockDigest;
 use pointsman_proto::kv_events::{EngineHash, Event};
 
@@ -40,6 +42,8 @@ pub struct Delays {
     pub scrape: Duration,
     /// From the end of a step to the index.
     pub kv_events: Duration,
+    /// Pickers hear of a first token when its request has ended, as through Envoy's access log, and not as it goes by.
+    pub first_tokens_at_end: bool,
 }
 
 impl Default for Delays {
@@ -49,6 +53,7 @@ impl Default for Delays {
             scrape_interval: Duration::from_millis(50),
             scrape: Duration::from_millis(2),
             kv_events: Duration::from_millis(5),
+            first_tokens_at_end: false,
         }
     }
 }
@@ -93,6 +98,8 @@ pub struct Run {
     pub queues: QueueTimes,
     /// Events handled.
     pub events: u64,
+    /// Pages read.
+    pub pages: u64,
 }
 
 /// Runs the workload under a policy.
@@ -171,20 +178,37 @@ enum News {
         life: u32,
         events: Rc<Vec<Event<EngineHash>>>,
     },
-    /// A replica asks for a page.
+    /// A replica asks for a page, unless it was made to ask at another time since.
     Scrape {
-        replica: usize,
-        worker: usize,
+        reader: Reader,
         life: u32,
+        stamp: u64,
     },
     /// It has it.
     Page {
-        replica: usize,
-        worker: usize,
+        reader: Reader,
         life: u32,
+        stamp: u64,
         stats: Box<Stats>,
     },
     Happens(usize),
+    /// A replica's gate looks at the pool, because time has passed.
+    Looks(usize),
+}
+
+/// Who reads a page, and whose.
+#[derive(Clone, Copy, Debug)]
+struct Reader {
+    replica: usize,
+    worker: usize,
+}
+
+/// How a replica reads a worker's page.
+#[derive(Clone, Debug)]
+struct Reading {
+    pace: Pace,
+    /// Of the one reading that is due, so that a pair never has two.
+    stamp: u64,
 }
 
 /// A worker and what the world keeps of it.
@@ -212,13 +236,16 @@ struct World<'a> {
     slots: Vec<Slot>,
     replicas: Vec<Replica>,
     /// By replica and worker.
-    paces: Vec<Vec<Pace>>,
+    readings: Vec<Vec<Reading>>,
     knowledge: Knowledge,
     /// By request: those that wait for its end.
     followers: Vec<Vec<u32>>,
     /// By request: its replica.
     replica_of: Vec<u32>,
     open: usize,
+    /// By replica: when its gate looks next, by itself.
+    look_due: Vec<Option<Duration>>,
+    decisions: Vec<Decision>,
     run: Run,
     seen: Vec<Seen>,
     tokens: Vec<u32>,
@@ -249,11 +276,13 @@ impl<'a> World<'a> {
             order: 0,
             slots: (0..options.workers).map(|_| Slot::absent()).collect(),
             replicas,
-            paces: Vec::new(),
+            readings: Vec::new(),
             knowledge,
             followers: vec![Vec::new(); workload.requests.len()],
             replica_of: vec![0; workload.requests.len()],
             open: workload.requests.len(),
+            look_due: vec![None; options.replicas],
+            decisions: Vec::new(),
             run: Run::default(),
             seen: Vec::new(),
             tokens: Vec::new(),
@@ -273,7 +302,8 @@ impl<'a> World<'a> {
             base: self.options.delays.scrape_interval,
             ..Intervals::default()
         });
-        self.paces = vec![vec![pace; self.slots.len()]; self.replicas.len()];
+        let reading = Reading { pace, stamp: 0 };
+        self.readings = vec![vec![reading; self.slots.len()]; self.replicas.len()];
         let joins_later = |worker: usize| {
             let mut own = self.options.happenings.iter();
             let first = own.find(|happening| happening.worker == worker);
@@ -344,17 +374,23 @@ impl<'a> World<'a> {
                 }
             }
             News::Scrape {
-                replica,
-                worker,
+                reader,
                 life,
-            } => self.scrape(replica, worker, life),
+                stamp,
+            } => self.scrape(reader, life, stamp),
             News::Page {
-                replica,
-                worker,
+                reader,
                 life,
+                stamp,
                 stats,
-            } => self.page(replica, worker, life, &stats),
+            } => self.page(reader, life, stamp, &stats),
             News::Happens(place) => self.happens(place)?,
+            News::Looks(replica) => {
+                if let Some(due) = self.look_due.get_mut(replica) {
+                    *due = None;
+                }
+                self.look(replica);
+            }
         }
         Ok(())
     }

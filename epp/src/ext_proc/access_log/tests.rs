@@ -118,6 +118,37 @@ fn request_that_went_well() {
 }
 
 #[test]
+fn first_token_is_where_the_body_begins() {
+    let tagged = |value: &str| {
+        let value = value.to_owned();
+        ended(|common, _| {
+            common.custom_tags.insert(FIRST_BODY_TAG.to_owned(), value);
+        })
+    };
+    let late = tagged("1030000").measured;
+    assert_eq!(
+        (late.ttft_us, late.engine_ttft_us),
+        (Some(1_030_000), Some(1_000_000))
+    );
+    // What Envoy writes for a time that there is not: the head's time is no first token.
+    for none in ["-", "", "-3", "1.5", "99999999999999999999999"] {
+        let outcome = tagged(none);
+        assert_eq!(outcome.measured.ttft_us, None, "{none}");
+        assert_eq!(outcome.measured.engine_ttft_us, None, "{none}");
+        assert_eq!(outcome.reason, EndReason::Completed, "{none}");
+    }
+    let running = entry(|common, _| {
+        common.access_log_type = AccessLogType::DownstreamPeriodic.into();
+        let tag = FIRST_BODY_TAG.to_owned();
+        common.custom_tags.insert(tag, "-".to_owned());
+    });
+    match read(&running) {
+        Ok(Report::Running(TOKEN, progress)) => assert_eq!(progress.ttft_us, None),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
 fn balancers_own_word_for_the_endpoint_comes_first() {
     let served = ended(|common, _| {
         let told = [("x-gateway-destination-endpoint-served", text("[::1]:9000"))];

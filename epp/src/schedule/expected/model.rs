@@ -111,6 +111,10 @@ struct Arrivals {
 
 impl Arrivals {
     fn add(&mut self, work_s: f64, now_us: u64) {
+        // A quiet hour says nothing about the burst after it.
+        if now_us.saturating_sub(self.last_us) > QUIET_US {
+            *self = Self::default();
+        }
         let gap_s = now_us.saturating_sub(self.last_us) as f64 / 1e6;
         let is_first = self.picks == 0.0;
         self.picks = (self.picks + 1.0).min(PICKS_REMEMBERED);

@@ -14,6 +14,7 @@ use pointsman_epp::schedule::expected::{
 use pointsman_epp::schedule::{Decision, Request};
 
 use super::{Choice, Knowledge, View};
+use crate::simulate::gate::Gate;
 
 /// The prefix alone decides.
 const PREFIX_ALONE: &str = "\
@@ -78,6 +79,12 @@ impl Configured {
 
     pub(super) fn knowledge(&self) -> Knowledge {
         self.knowledge
+    }
+
+    /// What requests wait at, where the configuration has flow control.
+    pub(super) fn gate(&self) -> Option<Gate> {
+        let settings = self.parts.flow.clone()?;
+        Some(Gate::new(settings, self.parts.detector))
     }
 
     pub(super) fn pick(&mut self, view: &View<'_>) -> Option<Choice> {

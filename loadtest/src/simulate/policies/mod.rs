@@ -19,6 +19,7 @@ use anyhow::{Result, bail};
 use pointsman_epp::fleet::{Matches, Snapshot};
 use pointsman_epp::schedule::expected::{Placement, Sighting};
 
+use super::gate::Gate;
 use super::worker::Weight;
 use crate::workload::tokens::mix;
 
@@ -207,6 +208,14 @@ impl Policy {
         match &self.0 {
             Kind::Configured(configured) => configured.knowledge(),
             Kind::Formula(formula) => formula.knowledge(),
+        }
+    }
+
+    /// What requests wait at before they are picked for, where the policy has flow control.
+    pub fn gate(&self) -> Option<Gate> {
+        match &self.0 {
+            Kind::Configured(configured) => configured.gate(),
+            Kind::Formula(_) => None,
         }
     }
 

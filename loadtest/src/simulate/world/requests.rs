@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{News, World};
+use super::{News, Reader, World};
 use crate::simulate::policies::Asked;
 use crate::simulate::replica::Replica;
 use crate::simulate::worker::WorkerRequest;
@@ -10,16 +10,34 @@ use crate::workload::PlannedRequest;
 use crate::workload::tokens::{mix, write_ids};
 
 impl World<'_> {
-    /// A request comes to the gateway, and goes on to the worker that its replica picks.
+    /// A request comes to the gateway, which hands it to a replica.
     pub(super) fn arrives(&mut self, number: u32) {
+        let seed = mix(self.options.seed ^ u64::from(number));
+        let replica = (seed % self.replicas.len() as u64) as usize;
+        if let Some(replica_of) = self.replica_of.get_mut(number as usize) {
+            *replica_of = replica as u32;
+        }
+        if let Some(record) = self.run.records.get_mut(number as usize)
+            && record.retries == 0
+        {
+            record.arrived = self.now;
+        }
+        let has_gate = |replica: &Replica| replica.has_gate();
+        if self.replicas.get(replica).is_some_and(has_gate) {
+            self.wait(number, replica);
+        } else {
+            self.place(number, replica, seed);
+        }
+    }
+
+    /// A request goes on to the worker that its replica picks.
+    pub(super) fn place(&mut self, number: u32, replica: usize, seed: u64) {
         let Some(planned) = self.workload.requests.get(number as usize) else {
             return;
         };
         let mut tokens = std::mem::take(&mut self.tokens);
         write_ids(&planned.prompt, self.options.worker.vocabulary, &mut tokens);
         self.look_into_workers(&tokens);
-        let seed = mix(self.options.seed ^ u64::from(number));
-        let replica = (seed % self.replicas.len() as u64) as usize;
         let asked = Asked {
             tokens: &tokens,
             session: planned.session,
@@ -31,15 +49,10 @@ impl World<'_> {
             .get_mut(replica)
             .and_then(|replica| replica.pick(number, &asked, self.now));
         if let Some(record) = self.run.records.get_mut(number as usize) {
-            if record.retries == 0 {
-                record.arrived = self.now;
-            }
+            record.sent = self.now;
             record.prompt_tokens = tokens.len() as u32;
             record.worker = picked.map(|picked| picked.worker as u32);
             record.expected_s = picked.and_then(|picked| picked.expected_s);
-        }
-        if let Some(replica_of) = self.replica_of.get_mut(number as usize) {
-            *replica_of = replica as u32;
         }
         match picked {
             Some(picked) => self.send(number, picked.worker, replica, tokens.clone()),
@@ -72,14 +85,7 @@ impl World<'_> {
         );
         // A request at an idle endpoint wakes the reader of its page.
         if is_first && self.knowledge.pages {
-            self.at(
-                at,
-                News::Scrape {
-                    replica,
-                    worker,
-                    life,
-                },
-            );
+            self.read_at(Reader { replica, worker }, life, at);
         }
     }
 
@@ -133,22 +139,33 @@ impl World<'_> {
         record.first_token = Some(self.now);
         record.cached_tokens = cached;
         let at = self.now;
+        if self.options.delays.first_tokens_at_end {
+            return;
+        }
         if let Some(replica) = self.replica(request) {
             replica.first_token(request, at, at);
         }
+        self.look_for(request);
     }
 
     pub(super) fn ended(&mut self, request: u32, generated: u32) {
         let now = self.now;
         let mut cached = 0;
+        let mut untold = None;
         if let Some(record) = self.run.records.get_mut(request as usize) {
             record.ended = Some(now);
             record.generated_tokens = generated;
             cached = record.cached_tokens;
+            let is_untold = self.options.delays.first_tokens_at_end;
+            untold = record.first_token.filter(|_| is_untold);
         }
         if let Some(replica) = self.replica(request) {
+            if let Some(first_token) = untold {
+                replica.first_token(request, first_token, now);
+            }
             replica.ended(request, Some(cached), now);
         }
+        self.look_for(request);
         self.share_answer(request);
         self.close(request);
     }
@@ -175,6 +192,7 @@ impl World<'_> {
         if let Some(replica) = self.replica(request) {
             replica.ended(request, None, now);
         }
+        self.look_for(request);
         let record = self.run.records.get_mut(request as usize);
         let again = record.is_some_and(|record| {
             let again = record.first_token.is_none() && record.retries < 3;

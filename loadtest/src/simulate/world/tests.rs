@@ -47,6 +47,27 @@ fn every_policy_serves_every_request_and_a_seed_means_the_same_twice() {
 }
 
 #[test]
+fn first_tokens_told_at_the_end_change_what_is_picked_and_lose_nothing() {
+    let workload = workload(Kind::Agents, 60, 2.0);
+    let mut late = fleet(3);
+    late.delays.first_tokens_at_end = true;
+    let both = |policy: &str| {
+        let [now, late] = [&fleet(3), &late].map(|fleet| {
+            let mut summary = summary(&workload, policy, fleet);
+            summary.cpu_s = 0.0;
+            assert_eq!((summary.requests, summary.failed), (60, 0), "{policy}");
+            serde_json::to_string(&summary).unwrap()
+        });
+        (now, late)
+    };
+    // Who does not listen is not disturbed.
+    let (now, late) = both("round-robin");
+    assert_eq!(now, late);
+    let (now, late) = both("expected-ttft");
+    assert_ne!(now, late);
+}
+
+#[test]
 fn a_picker_that_knows_prefixes_finds_more_of_them_than_one_that_does_not() {
     let workload = workload(Kind::Agents, 300, 3.0);
     let cached = |policy: &str| summary(&workload, policy, &fleet(4)).cached_share;
@@ -119,4 +140,61 @@ fn replicas_share_the_requests_and_nonsense_is_refused() {
     assert!(run(&workload, "random", &options).is_err());
     options.workers = 0;
     assert!(run(&workload, "random", &options).is_err());
+}
+
+#[test]
+fn a_worker_that_goes_idle_and_busy_again_has_one_reader_a_replica() {
+    let workload = workload(Kind::Unique, 400, 2.0);
+    let mut options = fleet(2);
+    options.replicas = 2;
+    let run = run(&workload, "expected-ttft", &options).unwrap();
+    let end = run.records.iter().filter_map(|record| record.ended).max();
+    let seconds = end.unwrap().as_secs_f64();
+    // Busy pages come every 45 to 55 ms, and each request may wake a reader once.
+    let most = 4.0 * seconds / 0.045 + workload.requests.len() as f64;
+    assert!((run.pages as f64) < most, "{} of {most}", run.pages);
+}
+
+const AT_MOST_TWO_EACH: &str = "\
+apiVersion: llm-d.ai/v1alpha1
+kind: EndpointPickerConfig
+featureGates: [flowControl]
+plugins:
+- type: expected-ttft-scorer
+- type: concurrency-detector
+  parameters: {concurrencyMode: requests, maxConcurrency: 2}
+schedulingProfiles:
+- name: default
+  plugins:
+  - pluginRef: expected-ttft-scorer
+    weight: 1
+saturationDetector:
+  pluginRef: concurrency-detector
+";
+
+#[test]
+fn requests_wait_at_the_gate_that_a_configuration_asks_for() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), AT_MOST_TWO_EACH).unwrap();
+    let policy = format!("file:{}", file.path().display());
+    let workload = workload(Kind::Unique, 200, 8.0);
+    let most_at_once = |policy: &str| {
+        let run = run(&workload, policy, &fleet(3)).unwrap();
+        assert!(run.records.iter().all(|record| record.ended.is_some()));
+        let sent = run.records.iter().map(|record| (record.sent, 1));
+        let ended = run
+            .records
+            .iter()
+            .filter_map(|record| Some((record.ended?, -1)));
+        let mut changes: Vec<(Duration, i32)> = sent.chain(ended).collect();
+        changes.sort_unstable();
+        let mut there = 0;
+        let counts = changes.iter().map(|(_, change)| {
+            there += change;
+            there
+        });
+        counts.max().unwrap()
+    };
+    assert_eq!(most_at_once(&policy), 6);
+    assert!(most_at_once("expected-ttft") > 6);
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use pointsman_engine::scheduler::Stats;
 use pointsman_epp::fleet::pace::jittered;
 
-use super::{News, World};
+use super::{News, Reader, Reading, World};
 use crate::simulate::worker::{Seen, SimWorker, What};
 use crate::workload::tokens::mix;
 
@@ -114,64 +114,85 @@ impl World<'_> {
         slot.is_some_and(|slot| slot.worker.is_some() && slot.life == life)
     }
 
-    pub(super) fn scrape(&mut self, replica: usize, worker: usize, life: u32) {
+    /// Has a replica read a worker's page at a time, and not when it was to before.
+    pub(super) fn read_at(&mut self, reader: Reader, life: u32, at: Duration) {
+        if let Some(reading) = self.reading(reader) {
+            reading.stamp += 1;
+            let stamp = reading.stamp;
+            self.at(
+                at,
+                News::Scrape {
+                    reader,
+                    life,
+                    stamp,
+                },
+            );
+        }
+    }
+
+    pub(super) fn scrape(&mut self, reader: Reader, life: u32, stamp: u64) {
         // The run ends when all requests have; pages would go on forever.
-        if self.open == 0 {
+        if self.open == 0 || self.is_outdated(reader, stamp) {
             return;
         }
-        let delay = self.options.delays.scrape;
-        if !self.is_alive(worker, life) {
-            if let Some(replica) = self.replicas.get_mut(replica) {
-                replica.lost(worker);
+        if !self.is_alive(reader.worker, life) {
+            if let Some(replica) = self.replicas.get_mut(reader.replica) {
+                replica.lost(reader.worker);
             }
             return;
         }
         // What it does next stays as it is; it was woken for that already.
-        self.advance(worker);
-        let slot = self.slots.get(worker);
+        self.advance(reader.worker);
+        let slot = self.slots.get(reader.worker);
         let stats = slot
             .and_then(|slot| slot.worker.as_ref())
             .map(SimWorker::stats);
         if let Some(stats) = stats {
             let stats = Box::new(stats);
             self.at(
-                self.now + delay,
+                self.now + self.options.delays.scrape,
                 News::Page {
-                    replica,
-                    worker,
+                    reader,
                     life,
+                    stamp,
                     stats,
                 },
             );
         }
     }
 
-    pub(super) fn page(&mut self, replica: usize, worker: usize, life: u32, stats: &Stats) {
+    pub(super) fn page(&mut self, reader: Reader, life: u32, stamp: u64, stats: &Stats) {
+        self.run.pages += 1;
         let block_size = self.options.worker.scheduler.block_size;
-        if let Some(replica) = self.replicas.get_mut(replica) {
-            replica.page(worker, stats, block_size, self.now);
+        if let Some(replica) = self.replicas.get_mut(reader.replica) {
+            replica.page(reader.worker, stats, block_size, self.now);
+        }
+        self.look(reader.replica);
+        if self.is_outdated(reader, stamp) {
+            return;
         }
         let is_busy = self
             .slots
-            .get(worker)
+            .get(reader.worker)
             .is_some_and(|slot| !slot.requests.is_empty());
-        let pace = self
-            .paces
-            .get_mut(replica)
-            .and_then(|paces| paces.get_mut(worker));
-        if let Some(pace) = pace {
-            let delay = pace.after_page(is_busy, self.options.delays.scrape);
-            let draw = mix(self.order ^ self.options.seed) >> 11;
+        let took = self.options.delays.scrape;
+        let draw = mix(self.order ^ self.options.seed) >> 11;
+        if let Some(reading) = self.reading(reader) {
+            let delay = reading.pace.after_page(is_busy, took);
             let delay = jittered(delay, draw as f64 / (1_u64 << 53) as f64);
-            self.at(
-                self.now + delay,
-                News::Scrape {
-                    replica,
-                    worker,
-                    life,
-                },
-            );
+            self.read_at(reader, life, self.now + delay);
         }
+    }
+
+    fn reading(&mut self, reader: Reader) -> Option<&mut Reading> {
+        let of_replica = self.readings.get_mut(reader.replica)?;
+        of_replica.get_mut(reader.worker)
+    }
+
+    /// Another reading of this pair is due.
+    fn is_outdated(&mut self, reader: Reader, stamp: u64) -> bool {
+        self.reading(reader)
+            .is_none_or(|reading| reading.stamp != stamp)
     }
 
     /// Lets every replica know of a worker that is there from now on.
@@ -193,14 +214,11 @@ impl World<'_> {
                 }
             }
             if self.knowledge.pages {
-                self.at(
-                    now,
-                    News::Scrape {
-                        replica: number,
-                        worker,
-                        life,
-                    },
-                );
+                let reader = Reader {
+                    replica: number,
+                    worker,
+                };
+                self.read_at(reader, life, now);
             }
         }
     }

@@ -2,11 +2,15 @@
 
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use http_body_util::{BodyExt, Full, StreamBody};
 use hyper::body::Frame;
-use pointsman_loadtest::stack::{FilterPlace, Stack, StackOptions, Template, UsageFilter};
+use pointsman_loadtest::client::{ChatOptions, Message, Role};
+use pointsman_loadtest::stack::{
+    FilterPlace, MODEL_NAME, Stack, StackOptions, Template, UsageFilter, metric_sum,
+};
 use pointsman_tests::chat::Chat;
+use pointsman_tests::eventually::eventually;
 use pointsman_tests::log_sink::{LogSink, Tokens};
 use pointsman_tests::upstream::{Answer, Upstream};
 use pointsman_tests::witness::{Witness, epp_series};
@@ -64,6 +68,39 @@ async fn a_streamed_answer() -> Result<()> {
         .await?;
     }
     Ok(())
+}
+
+/// A worker sends the head when it has taken the request. What epp is told of is when the first token came.
+#[tokio::test]
+async fn the_first_token_is_not_the_head() -> Result<()> {
+    on_each_envoy(async |options| {
+        let options = options
+            .workers(1)
+            .worker_flag("--backend=sim")
+            // A step of some milliseconds takes tenths of a second.
+            .worker_flag("--sim-speedup=0.05");
+        let stack = Stack::start(options).await?;
+        let asked = ChatOptions {
+            model: MODEL_NAME.to_owned(),
+            max_tokens: 2,
+            temperature: 0.0,
+            timeout: Duration::from_mins(1),
+        };
+        let question = Message::new(Role::User, "When?");
+        let answer = stack.chat().send(&[question], &asked).await?;
+        let seen = eventually("the time to the first token", async || {
+            let page = stack.epp().metrics().await?;
+            let sum = metric_sum(&page, "llm_d_epp_request_ttft_seconds_sum");
+            let sum = sum.filter(|sum| *sum > 0.0);
+            sum.context("not told yet")
+        })
+        .await;
+        let took = answer.ttft.as_secs_f64();
+        ensure!(took > 0.05, "too fast to say anything: {took}");
+        ensure!(seen > took * 0.5 && seen <= took, "{seen} of {took}");
+        Ok(())
+    })
+    .await
 }
 
 #[tokio::test]

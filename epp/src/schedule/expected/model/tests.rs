@@ -116,3 +116,15 @@ fn another_generation_starts_anew_and_late_news_of_the_old_one_are_dropped() {
         None
     );
 }
+
+#[test]
+fn a_quiet_hour_does_not_thin_out_the_burst_after_it() {
+    let mut arrivals = Arrivals::default();
+    let mut burst = |start_us: u64| {
+        let picks = (0..100).map(|pick| start_us + pick * 10_000);
+        picks.for_each(|at_us| arrivals.add(0.1, at_us));
+        arrivals.delayed(4, start_us + 1_000_000)
+    };
+    let (before, after) = (burst(0), burst(3_600_000_000));
+    assert!((after / before - 1.0).abs() < 0.02, "{before} {after}");
+}

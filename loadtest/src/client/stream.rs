@@ -1,34 +1,45 @@
-//! An answer put together from the events of its stream. Pure: times are the caller's.
+//! An answer put together from the events of its stream, of completions or of a chat. Pure: times are the caller's.
 //!
 //! It counts tokens by their ids where the server sends them (`return_token_ids`), else an event with text is one
-//! token; the usage at the end is what the report believes. Both completions and chats are read, and of a chat what a
-//! model thinks aloud counts as well: it is a token that was waited for.
+//! token; the usage at the end is what is believed. Of a chat, what a model thinks aloud counts as well: it is a token
+//! that was waited for.
 
 use serde::Deserialize;
+use thiserror::Error;
 
-use super::record::{ErrorClass, Failure};
-use crate::client::sse::EventParser;
+use super::sse::EventParser;
 
 /// The longest text of an answer that is kept. A server that goes on is broken.
 const TEXT_BYTES_MAX: usize = 8 << 20;
 
+/// Why a stream is no answer.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+pub(crate) enum StreamError {
+    /// It ended before its end, or held what is no event of such a stream.
+    #[error("{0}")]
+    Broken(String),
+    /// It says so itself.
+    #[error("the server reports {0}")]
+    Server(String),
+}
+
 /// The answer so far.
 #[derive(Debug, Default)]
-pub(super) struct AnswerStream {
+pub(crate) struct AnswerStream {
     parser: EventParser,
-    pub(super) text: String,
-    pub(super) token_ids: Vec<u32>,
+    pub(crate) text: String,
+    pub(crate) token_ids: Vec<u32>,
     /// Events that carried tokens.
-    pub(super) events: usize,
+    pub(crate) events: usize,
     tokens: u64,
     usage: Option<Usage>,
-    finished: bool,
+    finish_reason: Option<String>,
     done: bool,
 }
 
 impl AnswerStream {
     /// Takes the next piece. True when it brought tokens.
-    pub(super) fn push(&mut self, piece: &[u8]) -> Result<bool, Failure> {
+    pub(crate) fn push(&mut self, piece: &[u8]) -> Result<bool, StreamError> {
         let before = self.events;
         let mut events = Vec::new();
         let pushed = self.parser.push(piece, |event| events.push(event));
@@ -40,33 +51,41 @@ impl AnswerStream {
     }
 
     /// Whether the stream has come to the end that an OpenAI stream must have.
-    pub(super) fn check_whole(&self) -> Result<(), Failure> {
+    pub(crate) fn check_whole(&self) -> Result<(), StreamError> {
         if !self.done {
             return Err(broken("the stream ended without [DONE]"));
         }
-        if !self.finished {
+        if self.finish_reason.is_none() {
             return Err(broken("the stream ended without a finish reason"));
         }
         Ok(())
     }
 
     /// Tokens of the answer: the server's count, else ours.
-    pub(super) fn answer_tokens(&self) -> u64 {
+    pub(crate) fn answer_tokens(&self) -> u64 {
         let usage = self.usage.as_ref();
         usage.map_or(self.tokens, |usage| usage.completion_tokens)
     }
 
-    pub(super) fn prompt_tokens(&self) -> Option<u64> {
+    pub(crate) fn prompt_tokens(&self) -> Option<u64> {
         self.usage.as_ref().map(|usage| usage.prompt_tokens)
     }
 
     /// `None` where the server does not say.
-    pub(super) fn cached_tokens(&self) -> Option<u64> {
+    pub(crate) fn cached_tokens(&self) -> Option<u64> {
         let details = self.usage.as_ref()?.prompt_tokens_details.as_ref()?;
         details.cached_tokens
     }
 
-    fn event(&mut self, data: &str) -> Result<(), Failure> {
+    /// Why the model stopped, in the server's word.
+    pub(crate) fn finish_reason(&self) -> Option<&str> {
+        self.finish_reason.as_deref()
+    }
+
+    fn event(&mut self, data: &str) -> Result<(), StreamError> {
+        if self.done {
+            return Err(broken(format!("[DONE] is followed by {}", beginning(data))));
+        }
         if data == "[DONE]" {
             self.done = true;
             return Ok(());
@@ -75,7 +94,7 @@ impl AnswerStream {
             .map_err(|error| broken(format!("{error} in the event {}", beginning(data))))?;
         if let Some(error) = chunk.error {
             let detail = beginning(&error.to_string()).to_owned();
-            return Err(Failure::new(ErrorClass::ServerError, detail));
+            return Err(StreamError::Server(detail));
         }
         self.usage = chunk.usage.or(self.usage.take());
         if let Some(choice) = chunk.choices.into_iter().next() {
@@ -108,16 +127,16 @@ impl AnswerStream {
         self.token_ids.extend_from_slice(&ids);
         self.tokens += tokens as u64;
         self.events += usize::from(tokens > 0);
-        self.finished |= choice.finish_reason.is_some();
+        self.finish_reason = choice.finish_reason.or(self.finish_reason.take());
     }
 }
 
-fn broken(detail: impl Into<String>) -> Failure {
-    Failure::new(ErrorClass::BrokenStream, detail)
+fn broken(detail: impl Into<String>) -> StreamError {
+    StreamError::Broken(detail.into())
 }
 
 /// The first 300 bytes or so, for messages.
-pub(super) fn beginning(text: &str) -> &str {
+pub(crate) fn beginning(text: &str) -> &str {
     let mut end = text.len().min(300);
     while !text.is_char_boundary(end) {
         end -= 1;
@@ -182,7 +201,7 @@ mod tests {
         "\n\ndata: [DONE]\n\n",
     );
 
-    fn read(text: &str) -> Result<AnswerStream, Failure> {
+    fn read(text: &str) -> Result<AnswerStream, StreamError> {
         let mut stream = AnswerStream::default();
         for piece in text.as_bytes().chunks(11) {
             stream.push(piece)?;
@@ -214,15 +233,14 @@ mod tests {
     }
 
     #[test]
-    fn what_breaks_off_or_reports_an_error_has_failed() {
-        let class = |text: &str| read(text).unwrap_err().class;
+    fn what_breaks_off_or_reports_an_error_is_none() {
+        let is_broken = |text: &str| matches!(read(text).unwrap_err(), StreamError::Broken(_));
         for (at, _) in COMPLETION.match_indices("\n\n").take(3) {
-            assert_eq!(class(&COMPLETION[..at + 2]), ErrorClass::BrokenStream);
+            assert!(is_broken(&COMPLETION[..at + 2]));
         }
-        assert_eq!(class("data: {\n\n"), ErrorClass::BrokenStream);
-        assert_eq!(
-            class("data: {\"error\":{\"message\":\"full\"}}\n\n"),
-            ErrorClass::ServerError
-        );
+        assert!(is_broken("data: {\n\n"));
+        assert!(is_broken(&format!("{CHAT}data: {{}}\n\n")));
+        let error = read("data: {\"error\":{\"message\":\"full\"}}\n\n").unwrap_err();
+        assert!(matches!(&error, StreamError::Server(text) if text.contains("full")));
     }
 }
