@@ -2,6 +2,7 @@
 
 use std::fmt::Write as _;
 use std::io::Write;
+use std::process::ExitCode;
 use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
@@ -38,6 +39,16 @@ impl Console {
     /// Like [`Progress::begin`], for a part that prints lines of its own.
     pub(crate) fn begin_block(&self, part: &str) {
         self.start(part, false);
+    }
+
+    /// The end of a command that failed: its error for people, unless they want nothing but JSON, and as the last line's object.
+    pub(crate) fn no_result(&self, error: &anyhow::Error, json: bool) -> ExitCode {
+        let error = format!("{error:#}");
+        if !json {
+            self.line(&format!("\nno result: {error}"));
+        }
+        self.line(&serde_json::json!({ "error": error }).to_string());
+        ExitCode::FAILURE
     }
 
     /// Prints a line of its own.

@@ -55,14 +55,8 @@ impl Step {
         self.slots.clear();
         self.sequences.clear();
         self.block_tables.clear();
-        self.samples.clear();
-        self.history.clear();
-        self.banned.clear();
-        self.biases.clear();
-        self.allowed.clear();
-        self.asked.clear();
-        self.prompt_rows.clear();
         self.copies.clear();
+        self.ask_nothing();
         self.layers = None;
     }
 

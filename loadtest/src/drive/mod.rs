@@ -87,14 +87,7 @@ pub async fn run(options: DriveOptions) -> ExitCode {
             console.line(&json);
             ExitCode::SUCCESS
         }
-        Err(error) => {
-            let error = format!("{error:#}");
-            if !options.json {
-                console.line(&format!("\nno result: {error}"));
-            }
-            console.line(&serde_json::json!({ "error": error }).to_string());
-            ExitCode::FAILURE
-        }
+        Err(error) => console.no_result(&error, options.json),
     }
 }
 

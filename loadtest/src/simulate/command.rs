@@ -74,21 +74,12 @@ pub async fn run(options: SimulateOptions) -> ExitCode {
                 console.line(&report.table());
             }
             if let Err(error) = write_page(html.as_deref(), &report) {
-                let error = format!("{error:#}");
-                console.line(&serde_json::json!({ "error": error }).to_string());
-                return ExitCode::FAILURE;
+                return console.no_result(&error, json);
             }
             console.line(&serde_json::to_string(&report).unwrap_or_default());
             ExitCode::SUCCESS
         }
-        Err(error) => {
-            let error = format!("{error:#}");
-            if !json {
-                console.line(&format!("no result: {error}"));
-            }
-            console.line(&serde_json::json!({ "error": error }).to_string());
-            ExitCode::FAILURE
-        }
+        Err(error) => console.no_result(&error, json),
     }
 }
 

@@ -223,9 +223,14 @@ impl SimWorker {
         Some(end)
     }
 
-    /// Gauges and totals as its metrics page would show them: a request is counted once a step could take it.
+    /// Gauges and totals as its metrics page would show them: requests that no step could take yet count as waiting.
     pub fn stats(&self) -> Stats {
-        self.scheduler.stats()
+        let stats = self.scheduler.stats();
+        Stats {
+            waiting: stats.waiting + self.arriving.len() as u32,
+            queued_tokens: stats.queued_tokens + self.arriving_tokens,
+            ..stats
+        }
     }
 
     /// How many tokens of a prompt with these digests it holds now, looked up without any trace.

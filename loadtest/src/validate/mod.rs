@@ -122,14 +122,7 @@ pub async fn run(options: ValidateOptions) -> ExitCode {
                 ExitCode::FAILURE
             }
         }
-        Err(error) => {
-            let error = format!("{error:#}");
-            if !options.json {
-                console.line(&format!("\nno result: {error}"));
-            }
-            console.line(&serde_json::json!({ "error": error }).to_string());
-            ExitCode::FAILURE
-        }
+        Err(error) => console.no_result(&error, options.json),
     }
 }
 

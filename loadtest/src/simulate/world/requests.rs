@@ -56,7 +56,7 @@ impl World<'_> {
         }
         match picked {
             Some(picked) => self.send(number, picked.worker, replica, tokens.clone()),
-            None => self.close(number),
+            None => self.tell_failed(number),
         }
         self.tokens = tokens;
     }
