@@ -55,7 +55,7 @@ pub struct Flags {
     #[arg(long, help_heading = "Model")]
     pub require_verified_weights: bool,
 
-    /// What computes: `auto` takes the best device that is there.
+    /// What computes: `auto` is the CPU, and says what else is there.
     #[arg(long, value_enum, default_value_t = BackendName::Auto, help_heading = "Compute")]
     pub backend: BackendName,
 
@@ -89,6 +89,10 @@ pub struct Flags {
     /// contexts, at most 1GiB].
     #[arg(long, value_name = "BYTES", value_parser = parse_bytes, help_heading = "KV cache")]
     pub kv_cache_memory_bytes: Option<u64>,
+
+    /// Share of a GPU's memory for weights, steps and KV blocks together: above 0, at most 1.
+    #[arg(long, value_name = "SHARE", default_value_t = 0.9, value_parser = parse_share, help_heading = "KV cache")]
+    pub gpu_memory_utilization: f64,
 
     /// Look prompts up among the blocks of earlier ones. It is on by default.
     #[arg(
@@ -318,10 +322,12 @@ pub enum KvCacheDtype {
 /// The values of `--backend`.
 #[derive(ValueEnum, Debug, Clone, Copy, PartialEq, Eq)]
 pub enum BackendName {
-    /// The best device of this machine.
+    /// The CPU, with a word on what other devices there are.
     Auto,
     /// The CPU.
     Cpu,
+    /// The first NVIDIA GPU.
+    Cuda,
     /// No device: the time that a GPU would take, on the wall clock, and tokens without meaning.
     Sim,
 }
@@ -393,6 +399,14 @@ fn parse_bool(text: &str) -> Result<bool, String> {
         "0" | "false" | "no" | "off" | "" => Ok(false),
         _ => Err("expected true or false".to_owned()),
     }
+}
+
+fn parse_share(text: &str) -> Result<f64, String> {
+    let share = text
+        .parse()
+        .ok()
+        .filter(|share| 0.0 < *share && *share <= 1.0);
+    share.ok_or_else(|| "expected a number above 0 and at most 1".to_owned())
 }
 
 /// A number and an optional unit; `K`, `M`, `G` with or without `iB` count in steps of 1024.

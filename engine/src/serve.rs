@@ -100,7 +100,7 @@ pub async fn start(flags: &Flags) -> Result<Server, ServeError> {
     let cpu = plan::cpu(flags);
     let choice = match &simulation {
         Some(simulation) => simulation.backend(&model, encoder.tokenizer()),
-        None => plan::backend(flags.backend),
+        None => plan::backend(flags),
     };
     let backend = backend::select(choice, &model, cpu)?;
     let info = backend.info().clone();

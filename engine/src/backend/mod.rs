@@ -1,4 +1,4 @@
-//! What computes: one trait, one call per step, and the choice of which implementation runs.
+//! What computes: one trait, a step begun and finished, and the choice of which implementation runs.
 //!
 //! A backend owns weights, KV memory and the whole layer loop. The engine thread hands it a [`Step`] (which tokens of
 //! which sequences, and where their KV goes) and gets one sampled token for each sequence that asked for one. The cut
@@ -9,11 +9,18 @@
 //! - a **CUDA** backend uploads the step's arrays as they lie here (they are flat u32 arrays for that reason), samples
 //!   on the device with the same counter-based random numbers (`crate::sample::philox`), and allocates
 //!   all of its memory in [`Backend::allocate`]. Graphs need fixed shapes: padding rows write into block 0, which no
-//!   request ever holds. A step's arrays are its own, so such a backend may copy them and run one step behind;
+//!   request ever holds;
 //! - a **simulated** backend reads only the lengths in the step and answers with tokens drawn from the seed.
+//!
+//! A step is begun and finished by two calls, so that a device need not wait for the host between two steps: where
+//! [`BackendInfo::ahead`] says so, the next step is begun while the one before still runs. Tokens that are not known by
+//! then are named by where they come from ([`Step::sources`]), and the device itself puts them in. A backend that
+//! computes on the host's own cores gains nothing by that; it computes when a step is begun.
 //!
 //! Nothing here decides what runs; that is `crate::scheduler`.
 
+pub mod exchange;
+pub mod parallel;
 mod select;
 mod step;
 #[cfg(test)]
@@ -39,15 +46,35 @@ pub trait Backend: Send {
     /// When the device does not have that much memory, or the layout is one the backend cannot address.
     fn allocate(&mut self, layout: &KvLayout) -> Result<(), BackendError>;
 
-    /// Computes `step` and fills `out` with one entry for each of `step.samples`, in their order.
+    /// Hands `step` to the device; its arrays may be reused when this returns.
+    ///
+    /// At most one step may be begun and not finished, or two where [`BackendInfo::ahead`] says so. Everything that a
+    /// step does, its copies and its writes of KV, comes after everything that the step begun before it does.
+    ///
+    /// # Errors
+    /// Any error ends all requests and marks the engine unhealthy, because the device's state is then unknown; nobody
+    /// waits any more for a step that is under way. What concerns one sequence only (no finite logit) is answered in
+    /// its [`Sampled`] instead.
+    fn begin(&mut self, step: &Step) -> Result<(), BackendError>;
+
+    /// Waits for the step begun first among those not finished, and fills `out` with one entry for each of its samples,
+    /// in their order.
     ///
     /// The KV of every token of the step is written when this returns; the scheduler publishes blocks on the strength
     /// of that. A sequence's tokens depend on its own context and sampling alone, never on what shares the batch.
     ///
     /// # Errors
-    /// Any error ends all requests and marks the engine unhealthy, because the device's state is then unknown. What
-    /// concerns one sequence only (no finite logit) is answered in its [`Sampled`] instead.
-    fn forward(&mut self, step: &Step, out: &mut StepOutput) -> Result<(), BackendError>;
+    /// As for [`Backend::begin`].
+    fn finish(&mut self, out: &mut StepOutput) -> Result<(), BackendError>;
+
+    /// Begins `step` and waits for it, for those who have no other step under way.
+    ///
+    /// # Errors
+    /// As for [`Backend::begin`].
+    fn forward(&mut self, step: &Step, out: &mut StepOutput) -> Result<(), BackendError> {
+        self.begin(step)?;
+        self.finish(out)
+    }
 
     /// Gives memory back until [`Backend::wake`]. Nothing is computed in between, and what the KV memory held is lost:
     /// the caller has emptied the prefix cache and holds no block.
@@ -119,6 +146,9 @@ pub struct BackendInfo {
     pub kv_memory_bytes: Option<u64>,
     /// Layers that a step can be cut between, see [`Step::layers`]; 1 where steps are computed whole.
     pub layers: u32,
+    /// Whether a step may be begun while the one before is not finished; then tokens that the step before samples are
+    /// found by [`Step::sources`].
+    pub ahead: bool,
 }
 
 /// How the KV memory is cut.

@@ -1,9 +1,15 @@
 //! Which backend runs: said by a flag, or found out.
+//!
+//! `auto` is the CPU even where there is a GPU: nothing has been measured on one yet, and until then it is asked for by
+//! name.
 
 use tracing::info;
 
 use super::cpu::{CpuBackend, CpuOptions};
+use super::cuda::backend::{CudaBackend, CudaOptions};
+use super::cuda::gpu::Gpu;
 use super::cuda::probe::{Probed, probe};
+use super::cuda::weights::activation;
 use super::sim::SimBackend;
 use super::{Backend, BackendError};
 use crate::model::Model;
@@ -15,6 +21,8 @@ pub enum BackendChoice {
     Auto,
     /// The CPU, without asking for devices.
     Cpu,
+    /// A GPU.
+    Cuda(CudaOptions),
     /// No device: the time that one would take.
     Sim(Box<SimBackend>),
 }
@@ -29,20 +37,53 @@ pub fn select(
     model: &Model,
     cpu: impl Into<CpuOptions>,
 ) -> Result<Box<dyn Backend>, BackendError> {
+    let cpu = cpu.into();
     let reason = match choice {
         BackendChoice::Sim(backend) => return Ok(selected(backend, "asked for")),
+        BackendChoice::Cuda(_) if cpu.ranks > 1 => {
+            return Err(BackendError::Start {
+                backend: "cuda",
+                reason: format!(
+                    "it computes on one GPU, and {} ranks were asked for",
+                    cpu.ranks
+                ),
+            });
+        }
+        BackendChoice::Cuda(options) => return Ok(selected(cuda(model, options)?, "asked for")),
         BackendChoice::Cpu => "asked for".to_owned(),
         BackendChoice::Auto => match probe() {
-            Probed::NoDriver => "no CUDA driver".to_owned(),
-            Probed::NoDevice => "a CUDA driver, but no device".to_owned(),
-            Probed::Failed(error) => format!("the CUDA driver does not work: {error}"),
             Probed::Devices { count, name } => {
-                format!("{count} CUDA device(s) ({name}), but this build has no CUDA kernels")
+                format!("{count} CUDA device(s) ({name}) are there for --backend cuda")
             }
+            none => without(none),
         },
     };
-    let backend = CpuBackend::new(model, cpu)?;
-    Ok(selected(Box::new(backend), &reason))
+    let backend = CpuBackend::group(model, cpu)?;
+    Ok(selected(backend, &reason))
+}
+
+/// Why there is no device.
+fn without(probed: Probed) -> String {
+    match probed {
+        Probed::NoDriver => "no CUDA driver".to_owned(),
+        Probed::NoDevice => "a CUDA driver, but no device".to_owned(),
+        Probed::Failed(error) => format!("the CUDA driver does not work: {error}"),
+        Probed::Devices { .. } => "a device".to_owned(),
+    }
+}
+
+fn cuda(model: &Model, options: CudaOptions) -> Result<Box<dyn Backend>, BackendError> {
+    let start = |reason: String| BackendError::Start {
+        backend: "cuda",
+        reason,
+    };
+    match probe() {
+        Probed::Devices { .. } => {}
+        none => return Err(start(without(none))),
+    }
+    let tensors = model.tensors().map_err(|error| start(error.to_string()))?;
+    let gpu = Gpu::new(activation(&tensors)).map_err(|error| start(error.to_string()))?;
+    Ok(Box::new(CudaBackend::new(gpu, model, options)?))
 }
 
 fn selected(backend: Box<dyn Backend>, reason: &str) -> Box<dyn Backend> {

@@ -14,10 +14,14 @@ use std::ops::Range;
 use crate::sample::TokenLogprob;
 
 /// What to compute.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Step {
     /// Token ids of all sequences, concatenated.
     pub tokens: Vec<u32>,
+    /// Empty when every token is in `tokens`. Otherwise one entry for each token: which of the samples of the step before
+    /// this one it is, as an index into that step's `samples`, or [`Step::KNOWN`] when it is in `tokens`. Where it is not,
+    /// `tokens` has a 0 in its place.
+    pub sources: Vec<u32>,
     /// The position of each token in its own context.
     pub positions: Vec<u32>,
     /// The KV slot of each token: `block * block_size + offset`.
@@ -48,9 +52,13 @@ pub struct Step {
 }
 
 impl Step {
+    /// In [`Step::sources`]: the token is in [`Step::tokens`].
+    pub const KNOWN: u32 = u32::MAX;
+
     /// Empties the step and keeps its memory.
     pub fn clear(&mut self) {
         self.tokens.clear();
+        self.sources.clear();
         self.positions.clear();
         self.slots.clear();
         self.sequences.clear();

@@ -1,7 +1,7 @@
 //! A backend for tests of everything above it: exact, instant, and suspicious.
 //!
 //! Its KV memory holds, in each slot, the token and position that were written there. The sampled token is a hash of the
-//! whole context, read back through the block table. So a wrong slot, a wrong table, a block freed too early or a
+//! whole context, read back through the block table, and of the random numbers where there are any. So a wrong slot, a wrong table, a block freed too early or a
 //! prefix hit on the wrong block changes the tokens or panics.
 
 use super::{
@@ -9,6 +9,10 @@ use super::{
     StepSequence,
 };
 use crate::sample::TokenLogprob;
+
+mod behind;
+
+pub(crate) use behind::Behind;
 
 /// Layers that it pretends to have.
 pub(crate) const LAYERS: u32 = 5;
@@ -26,6 +30,8 @@ pub(crate) struct HashBackend {
     stopped: Option<(Vec<u32>, Vec<u32>, u32)>,
     /// Steps that ended before the last layer.
     pub(crate) slices: usize,
+    /// What the step under way brings.
+    brought: StepOutput,
     /// Blocks copied so far.
     pub(crate) copied: usize,
     /// The largest number of tokens seen in one step.
@@ -41,6 +47,7 @@ impl HashBackend {
                 kv_bytes_per_token: 8,
                 kv_memory_bytes: None,
                 layers: LAYERS,
+                ahead: false,
             },
             vocab_size,
             block_size: 1,
@@ -48,6 +55,7 @@ impl HashBackend {
             host_slots: Vec::new(),
             stopped: None,
             slices: 0,
+            brought: StepOutput::default(),
             copied: 0,
             largest_step: 0,
         }
@@ -93,6 +101,35 @@ impl HashBackend {
             BlockPlace::Host(block) => self.host_slots[range(block)].copy_from_slice(&contents),
         }
         self.copied += 1;
+    }
+
+    fn run(&mut self, step: &Step, out: &mut StepOutput) {
+        self.largest_step = self.largest_step.max(step.tokens.len());
+        for copy in &step.copies {
+            self.copy(copy);
+        }
+        if !self.goes_through(step) {
+            return;
+        }
+        for sequence in &step.sequences {
+            let token = self.compute(step, sequence);
+            self.prompt_rows(step, sequence, out);
+            if sequence.embed {
+                out.embeddings
+                    .push(vec![token as f32, sequence.context_len as f32]);
+            }
+            if let Some(sample) = sequence.sample {
+                let spec = &step.samples[sample as usize];
+                let banned = &step.banned[spec.banned.start as usize..spec.banned.end as usize];
+                let token = token + random(spec.temperature, spec.seed, spec.position);
+                let allowed = (0..self.vocab_size).map(|i| (token + i) % self.vocab_size);
+                let token = allowed.into_iter().find(|token| !banned.contains(token));
+                out.sampled.push(Sampled {
+                    token,
+                    logprob: None,
+                });
+            }
+        }
     }
 
     fn compute(&mut self, step: &Step, sequence: &StepSequence) -> u32 {
@@ -157,6 +194,16 @@ pub(crate) fn next_token(context: impl Iterator<Item = u32>, vocab_size: u32) ->
     ((hash >> 32) % u64::from(vocab_size)) as u32
 }
 
+/// What the random numbers of a sample add to the token.
+pub(crate) fn random(temperature: f32, seed: u64, position: u32) -> u32 {
+    let mixed = (seed << 20 | u64::from(position)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    if temperature > 0.0 {
+        (mixed >> 48) as u32
+    } else {
+        0
+    }
+}
+
 impl Backend for HashBackend {
     fn info(&self) -> &BackendInfo {
         &self.info
@@ -169,33 +216,17 @@ impl Backend for HashBackend {
         Ok(())
     }
 
-    fn forward(&mut self, step: &Step, out: &mut StepOutput) -> Result<(), BackendError> {
-        self.largest_step = self.largest_step.max(step.tokens.len());
-        out.clear();
-        for copy in &step.copies {
-            self.copy(copy);
-        }
-        if !self.goes_through(step) {
-            return Ok(());
-        }
-        for sequence in &step.sequences {
-            let token = self.compute(step, sequence);
-            self.prompt_rows(step, sequence, out);
-            if sequence.embed {
-                out.embeddings
-                    .push(vec![token as f32, sequence.context_len as f32]);
-            }
-            if let Some(sample) = sequence.sample {
-                let spec = &step.samples[sample as usize];
-                let banned = &step.banned[spec.banned.start as usize..spec.banned.end as usize];
-                let allowed = (0..self.vocab_size).map(|i| (token + i) % self.vocab_size);
-                let token = allowed.into_iter().find(|token| !banned.contains(token));
-                out.sampled.push(Sampled {
-                    token,
-                    logprob: None,
-                });
-            }
-        }
+    fn begin(&mut self, step: &Step) -> Result<(), BackendError> {
+        assert!(step.sources.is_empty(), "tokens that are not known yet");
+        let mut brought = std::mem::take(&mut self.brought);
+        brought.clear();
+        self.run(step, &mut brought);
+        self.brought = brought;
+        Ok(())
+    }
+
+    fn finish(&mut self, out: &mut StepOutput) -> Result<(), BackendError> {
+        std::mem::swap(&mut self.brought, out);
         Ok(())
     }
 }

@@ -15,6 +15,11 @@ pub struct FleetFlags {
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = positive().range(1..=64), help_heading = "Compute")]
     pub data_parallel_size: u32,
 
+    /// Ranks that share each layer of the model, and compute every step together: threads on the CPU, each with an equal
+    /// part of --threads; GPUs in a simulation.
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = positive().range(1..=64), help_heading = "Compute")]
+    pub tensor_parallel_size: u32,
+
     /// Send a span of each request to this OTLP collector over gRPC, such as http://collector:4317. The
     /// environment variables OTEL_EXPORTER_OTLP_TRACES_ENDPOINT and OTEL_EXPORTER_OTLP_ENDPOINT do the same;
     /// OTEL_SERVICE_NAME, OTEL_TRACES_SAMPLER and OTEL_TRACES_SAMPLER_ARG are followed.

@@ -18,10 +18,6 @@ pub struct SimFlags {
     #[arg(long, value_name = "NAME", default_value = "h100", value_parser = parse_gpu)]
     pub sim_gpu: Gpu,
 
-    /// GPUs that share the model; more than one only for --backend sim.
-    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=64))]
-    pub tensor_parallel_size: u32,
-
     /// Simulated time passes this many times as fast as the wall clock; `inf` waits for nothing.
     #[arg(long, value_name = "FACTOR", default_value_t = 1.0, value_parser = parse_speedup)]
     pub sim_speedup: f64,
@@ -80,7 +76,7 @@ mod tests {
             (sim.sim_model.name, sim.sim_gpu.name),
             ("llama-3.1-8b", "h100")
         );
-        assert_eq!((sim.tensor_parallel_size, sim.sim_output_tokens), (1, None));
+        assert_eq!(sim.sim_output_tokens, None);
         let fast = parse(&["--sim-speedup", "inf"]).unwrap().sim;
         assert!(fast.sim_speedup.is_infinite());
     }

@@ -72,15 +72,13 @@ impl FreeList {
         self.len += 1;
     }
 
-    /// The blocks from front to back.
-    #[cfg(test)]
-    pub(super) fn order(&self) -> Vec<BlockId> {
-        let mut order = Vec::new();
-        let mut at = self.next[SENTINEL];
-        while at as usize != SENTINEL {
-            order.push(BlockId(at));
-            at = self.next[at as usize];
-        }
-        order
+    /// The blocks, the one to reuse first first.
+    pub(super) fn front_to_back(&self) -> impl Iterator<Item = BlockId> {
+        let mut at = SENTINEL;
+        std::iter::from_fn(move || {
+            let next = self.next[at];
+            at = next as usize;
+            (at != SENTINEL).then_some(BlockId(next))
+        })
     }
 }

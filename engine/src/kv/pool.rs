@@ -249,6 +249,16 @@ impl BlockPool {
         }
     }
 
+    /// Whether `count` blocks can be allocated, and no block has to be copied before they are overwritten.
+    pub fn can_overwrite(&self, count: u32) -> bool {
+        let fresh = |block: BlockId| self.blocks[block.index()].digest.is_none();
+        let saves_nothing = || {
+            let copies = self.saves.len() + self.loads.len();
+            copies == 0 && self.free.front_to_back().take(count as usize).all(fresh)
+        };
+        count <= self.free() && (self.host.is_none() || saves_nothing())
+    }
+
     /// Allocates `count` blocks onto the end of `table`, or none at all and returns false. Cached blocks that are
     /// reused leave the cache.
     pub fn allocate(&mut self, count: u32, table: &mut Vec<BlockId>) -> bool {
@@ -443,11 +453,17 @@ impl BlockPool {
     pub(super) fn inspect(&self) -> (Vec<BlockId>, Vec<(u32, Option<BlockDigest>)>) {
         let blocks = self.blocks.iter();
         (
-            self.free.order(),
+            self.free.front_to_back().collect(),
             blocks
                 .map(|block| (block.references, block.digest))
                 .collect(),
         )
+    }
+
+    /// Whether somebody could find `block` in the cache.
+    #[cfg(test)]
+    pub(crate) fn is_cached(&self, block: BlockId) -> bool {
+        self.blocks[block.index()].digest.is_some()
     }
 
     /// The second tier.

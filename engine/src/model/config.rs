@@ -7,6 +7,7 @@
 use std::path::Path;
 
 use super::family::{self, Family};
+use super::fp8::{self, Fp8Config};
 use super::raw::{File, OneOrMore, Raw, read_json};
 use super::rope::{self, Rope};
 use super::{ModelError, window};
@@ -50,6 +51,8 @@ pub struct ModelConfig {
     pub windows: Vec<Option<usize>>,
     /// The mixture of experts, in models that have one.
     pub experts: Option<ExpertsConfig>,
+    /// How weights of 8 bits are scaled, in models that have any.
+    pub quantization: Option<Fp8Config>,
 }
 
 /// A mixture of experts: each token goes through the few experts that the router likes best for it.
@@ -148,7 +151,6 @@ fn check(family: &dyn Family, raw: Raw, file: &File) -> Result<ModelConfig, Mode
     }
     file.refuse("attention_bias", raw.attention_bias == Some(true))?;
     file.refuse("mlp_bias", raw.mlp_bias == Some(true))?;
-    file.refuse("quantization_config", raw.quantization_config.is_some())?;
     let heads = file.positive("num_attention_heads", raw.num_attention_heads)?;
     let hidden_size = file.positive("hidden_size", raw.hidden_size)?;
     let layers = file.positive("num_hidden_layers", raw.num_hidden_layers)?;
@@ -175,6 +177,7 @@ fn check(family: &dyn Family, raw: Raw, file: &File) -> Result<ModelConfig, Mode
         qk_norm: false,
         windows: window::none(layers),
         experts: None,
+        quantization: fp8::read(raw.quantization_config.as_ref(), file)?,
     };
     family.configure(&raw, &mut config, file)?;
     config.eos_token_ids = raw

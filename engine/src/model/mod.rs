@@ -7,6 +7,7 @@
 
 mod config;
 mod family;
+mod fp8;
 mod generation;
 mod llama;
 mod manifest;
@@ -17,6 +18,7 @@ mod qwen3;
 mod qwen3_moe;
 mod raw;
 mod rope;
+mod shard;
 mod tensors;
 mod weights;
 mod window;
@@ -24,9 +26,13 @@ mod window;
 use std::path::{Path, PathBuf};
 
 pub use config::{ExpertsConfig, ModelConfig};
+#[cfg(test)]
+pub(crate) use fp8::checkpoints;
+pub use fp8::{Fp8Config, Grain, Scales, e4m3};
 pub use generation::GenerationDefaults;
 pub use manifest::{Verification, Verified};
 pub use rope::{Llama3Scaling, LongRopeScaling, Rope, RopeScaling, YarnScaling};
+pub use shard::{LayerPart, Part, Shard, ShardError};
 pub use tensors::{FeedForward, Layer, Mlp, Tensors};
 pub use weights::{ElementType, Tensor, Weights};
 

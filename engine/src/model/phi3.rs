@@ -40,10 +40,10 @@ impl Family for Phi3 {
         let (hidden, inner) = (config.hidden_size, config.intermediate_size);
         let qkv = (config.heads + 2 * config.kv_heads) * config.head_dim;
         let feed_forward = FeedForward::Dense(Mlp {
-            gate_up: vec![tensors.get("mlp.gate_up_proj.weight", &[2 * inner, hidden])?],
-            down: tensors.get("mlp.down_proj.weight", &[hidden, inner])?,
+            gate_up: vec![tensors.matrix("mlp.gate_up_proj", [2 * inner, hidden])?],
+            down: tensors.matrix("mlp.down_proj", [hidden, inner])?,
         });
-        let qkv = tensors.get("self_attn.qkv_proj.weight", &[qkv, hidden])?;
+        let qkv = tensors.matrix("self_attn.qkv_proj", [qkv, hidden])?;
         tensors.layer_around(config, vec![qkv], feed_forward)
     }
 }

@@ -17,8 +17,9 @@
 //!
 //! All matrices are `[out, in]`, row-major, as Hugging Face writes them. Matrices that share their input come as a list
 //! of parts that lie one below the other: families differ in what they write as one tensor, backends want it as one.
+//! They alone may be of 8 bits, part by part; embedding, head, norms, biases and routers never are.
 
-use super::{ModelConfig, ModelError, Tensor, Weights, family};
+use super::{Fp8Config, ModelConfig, ModelError, Tensor, Weights, family};
 
 /// The tensors of a model, checked against its configuration.
 #[derive(Debug)]
@@ -77,7 +78,7 @@ pub struct Mlp<'a> {
 
 /// Finds every tensor and checks its shape.
 pub(super) fn find<'a>(
-    config: &ModelConfig,
+    config: &'a ModelConfig,
     weights: &'a Weights,
 ) -> Result<Tensors<'a>, ModelError> {
     let Some(family) = family::by_architecture(config.architecture) else {
@@ -93,7 +94,11 @@ pub(super) fn find<'a>(
         Some(weights.tensor("lm_head.weight", &vocabulary)?)
     };
     let layers = (0..config.layers).map(|index| {
-        let tensors = LayerTensors { weights, index };
+        let tensors = LayerTensors {
+            weights,
+            quantization: config.quantization.as_ref(),
+            index,
+        };
         family.layer(config, &tensors)
     });
     Ok(Tensors {
@@ -107,6 +112,7 @@ pub(super) fn find<'a>(
 /// One layer's part of the weights, and the ways of naming tensors that several families share.
 pub(super) struct LayerTensors<'a> {
     weights: &'a Weights,
+    quantization: Option<&'a Fp8Config>,
     /// The layer's number.
     pub(super) index: usize,
 }
@@ -115,6 +121,12 @@ impl<'a> LayerTensors<'a> {
     /// `model.layers.N.{name}`.
     pub(super) fn get(&self, name: &str, shape: &[usize]) -> Result<Tensor<'a>, ModelError> {
         self.weights.tensor(&self.full_name(name), shape)
+    }
+
+    /// The weight of `model.layers.N.{module}`, a matrix that may be of 8 bits.
+    pub(super) fn matrix(&self, module: &str, shape: [usize; 2]) -> Result<Tensor<'a>, ModelError> {
+        let module = self.full_name(module);
+        self.weights.matrix(&module, shape, self.quantization)
     }
 
     /// Whether there is a `model.layers.N.{name}`.
@@ -149,7 +161,7 @@ impl<'a> LayerTensors<'a> {
             qkv,
             qkv_bias: Vec::new(),
             qk_norms: None,
-            o: self.get("self_attn.o_proj.weight", &[hidden, attended])?,
+            o: self.matrix("self_attn.o_proj", [hidden, attended])?,
             post_norm: self.get("post_attention_layernorm.weight", &[hidden])?,
             feed_forward,
         })
@@ -158,8 +170,8 @@ impl<'a> LayerTensors<'a> {
     /// `q_proj`, `k_proj`, `v_proj`.
     pub(super) fn separate_qkv(&self, config: &ModelConfig) -> Result<Vec<Tensor<'a>>, ModelError> {
         let parts = qkv_parts(config).into_iter().map(|(name, rows)| {
-            let name = format!("self_attn.{name}.weight");
-            self.get(&name, &[rows, config.hidden_size])
+            let module = format!("self_attn.{name}");
+            self.matrix(&module, [rows, config.hidden_size])
         });
         parts.collect()
     }
@@ -190,10 +202,10 @@ impl<'a> LayerTensors<'a> {
         let hidden = config.hidden_size;
         Ok(Mlp {
             gate_up: vec![
-                self.get(&format!("{prefix}.gate_proj.weight"), &[inner, hidden])?,
-                self.get(&format!("{prefix}.up_proj.weight"), &[inner, hidden])?,
+                self.matrix(&format!("{prefix}.gate_proj"), [inner, hidden])?,
+                self.matrix(&format!("{prefix}.up_proj"), [inner, hidden])?,
             ],
-            down: self.get(&format!("{prefix}.down_proj.weight"), &[hidden, inner])?,
+            down: self.matrix(&format!("{prefix}.down_proj"), [hidden, inner])?,
         })
     }
 }

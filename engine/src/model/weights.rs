@@ -2,17 +2,19 @@
 //!
 //! A safetensors file is `[header length u64 LE][JSON header][data]`. A model is one `model.safetensors`, or shards
 //! that `model.safetensors.index.json` maps tensor names to. Offsets have no alignment guarantee, so readers go
-//! through bytes. Mapping means start-up reads each page once, straight into wherever the backend packs it.
+//! through bytes. Mapping means start-up reads each page once, straight into wherever the backend packs it. Weights of 8
+//! bits come with scales; see [`super::fp8`].
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use memmap2::Mmap;
-use safetensors::tensor::{Dtype, Metadata, SafeTensors};
+use safetensors::tensor::{Dtype, Metadata, SafeTensors, TensorInfo};
 use serde::Deserialize;
 
 use super::ModelError;
+use super::fp8::{Scales, e4m3};
 use super::raw::read_json;
 
 /// Shards of one model at most.
@@ -45,6 +47,15 @@ pub struct Tensor<'a> {
     pub shape: &'a [usize],
     /// Little-endian elements, without alignment.
     pub bytes: &'a [u8],
+    /// What the elements are multiplied by; none for nothing.
+    pub scales: Option<Scales<'a>>,
+}
+
+/// A tensor that is in a file, before anything about it is believed.
+pub(super) struct Found<'a, 'n> {
+    name: &'n str,
+    shard: &'a Shard,
+    info: &'a TensorInfo,
 }
 
 /// Types of weights that can be read.
@@ -56,6 +67,8 @@ pub enum ElementType {
     F16,
     /// IEEE single.
     F32,
+    /// 8 bits, four of them an exponent; see [`e4m3`].
+    E4m3,
 }
 
 impl ElementType {
@@ -64,6 +77,7 @@ impl ElementType {
         match self {
             Self::Bf16 | Self::F16 => 2,
             Self::F32 => 4,
+            Self::E4m3 => 1,
         }
     }
 }
@@ -78,26 +92,37 @@ impl<'a> Tensor<'a> {
             element,
             shape,
             bytes,
+            scales: None,
         })
     }
 
-    /// Element `index` in row-major order, widened; none behind the end.
+    /// Element `index` in row-major order, widened and scaled; none behind the end.
     pub fn get(&self, index: usize) -> Option<f32> {
-        let size = self.element.size();
-        let bytes = self.bytes.get(index * size..(index + 1) * size)?;
-        match (self.element, bytes) {
-            (ElementType::Bf16, &[a, b]) => Some(half::bf16::from_le_bytes([a, b]).to_f32()),
-            (ElementType::F16, &[a, b]) => Some(half::f16::from_le_bytes([a, b]).to_f32()),
-            (ElementType::F32, &[a, b, c, d]) => Some(f32::from_le_bytes([a, b, c, d])),
-            _ => None,
-        }
+        let width = self.shape.last().copied().unwrap_or(1).max(1);
+        let scale = |scales: Scales<'_>| scales.at(index / width, index % width);
+        Some(self.element.get(self.bytes, index)? * self.scales.map_or(1.0, scale))
     }
 
-    /// All elements, widened.
+    /// All elements, widened and scaled.
     pub fn to_vec(&self) -> Vec<f32> {
         (0..self.shape.iter().product())
             .map_while(|index| self.get(index))
             .collect()
+    }
+}
+
+impl ElementType {
+    /// Element `index` of so many as `bytes` has, widened; none behind the end.
+    pub fn get(self, bytes: &[u8], index: usize) -> Option<f32> {
+        let size = self.size();
+        let bytes = bytes.get(index * size..(index + 1) * size)?;
+        match (self, bytes) {
+            (Self::Bf16, &[a, b]) => Some(half::bf16::from_le_bytes([a, b]).to_f32()),
+            (Self::F16, &[a, b]) => Some(half::f16::from_le_bytes([a, b]).to_f32()),
+            (Self::F32, &[a, b, c, d]) => Some(f32::from_le_bytes([a, b, c, d])),
+            (Self::E4m3, &[bits]) => Some(e4m3(bits)),
+            _ => None,
+        }
     }
 }
 
@@ -160,52 +185,35 @@ impl Weights {
         })
     }
 
-    /// The tensor `name`, which must have exactly this shape.
+    /// The tensor `name`, which must have exactly this shape, and elements of 16 or 32 bits.
     ///
     /// # Errors
     /// When there is no such tensor, or it has another shape, or elements of a type that cannot be read.
     pub fn tensor(&self, name: &str, shape: &[usize]) -> Result<Tensor<'_>, ModelError> {
-        let wrong = |path: &Path, reason: String| ModelError::Tensor {
+        let found = self.find(name)?;
+        found.check_shape(&[shape])?;
+        found.tensor()
+    }
+
+    /// The tensor `name`, whatever it is.
+    ///
+    /// # Errors
+    /// When there is no such tensor.
+    pub(super) fn find<'n>(&self, name: &'n str) -> Result<Found<'_, 'n>, ModelError> {
+        let missing = |path: &Path| ModelError::Tensor {
             path: path.to_owned(),
             name: name.to_owned(),
-            reason,
+            reason: "is missing".to_owned(),
         };
         let shard = match self.index.get(name) {
             Some(&shard) => self.shards.get(shard),
             None if self.index.is_empty() => self.shards.first(),
             None => None,
         };
-        let missing = || wrong(&self.folder, "is missing".to_owned());
-        let shard = shard.ok_or_else(missing)?;
+        let shard = shard.ok_or_else(|| missing(&self.folder))?;
         let info = shard.metadata.info(name);
-        let info = info.ok_or_else(|| wrong(&shard.path, "is missing".to_owned()))?;
-        if info.shape != shape {
-            let reason = format!(
-                "has shape {:?}; the configuration says {shape:?}",
-                info.shape
-            );
-            return Err(wrong(&shard.path, reason));
-        }
-        let element = match info.dtype {
-            Dtype::BF16 => ElementType::Bf16,
-            Dtype::F16 => ElementType::F16,
-            Dtype::F32 => ElementType::F32,
-            other => {
-                return Err(wrong(
-                    &shard.path,
-                    format!("has elements of type {other:?}"),
-                ));
-            }
-        };
-        let (start, end) = info.data_offsets;
-        let bytes = shard.map.get(shard.data + start..shard.data + end);
-        let bytes =
-            bytes.filter(|bytes| bytes.len() == shape.iter().product::<usize>() * element.size());
-        Ok(Tensor {
-            element,
-            shape: &info.shape,
-            bytes: bytes.ok_or_else(|| wrong(&shard.path, "lies outside its file".to_owned()))?,
-        })
+        let info = info.ok_or_else(|| missing(&shard.path))?;
+        Ok(Found { name, shard, info })
     }
 
     /// The folder that was opened.
@@ -221,6 +229,67 @@ impl Weights {
                 .shards
                 .iter()
                 .any(|shard| shard.metadata.info(name).is_some())
+    }
+}
+
+impl<'a> Found<'a, '_> {
+    /// An error that names file and tensor.
+    pub(super) fn wrong(&self, reason: String) -> ModelError {
+        ModelError::Tensor {
+            path: self.shard.path.clone(),
+            name: self.name.to_owned(),
+            reason,
+        }
+    }
+
+    /// Fails unless the shape is one of `shapes`, of which errors name the first.
+    pub(super) fn check_shape(&self, shapes: &[&[usize]]) -> Result<(), ModelError> {
+        if shapes.contains(&self.info.shape.as_slice()) {
+            return Ok(());
+        }
+        let (found, said) = (&self.info.shape, shapes.first().copied().unwrap_or(&[]));
+        Err(self.wrong(format!(
+            "has shape {found:?}; the configuration says {said:?}"
+        )))
+    }
+
+    /// Whether its elements are of 8 bits, and worth nothing without their scales.
+    pub(super) fn is_e4m3(&self) -> bool {
+        self.info.dtype == Dtype::F8_E4M3
+    }
+
+    /// It with elements of 16 or 32 bits.
+    pub(super) fn tensor(&self) -> Result<Tensor<'a>, ModelError> {
+        let element = match self.info.dtype {
+            Dtype::BF16 => ElementType::Bf16,
+            Dtype::F16 => ElementType::F16,
+            Dtype::F32 => ElementType::F32,
+            other => return Err(self.wrong(format!("has elements of type {other:?}"))),
+        };
+        self.of(element, None)
+    }
+
+    /// It with elements of 8 bits, which `scales` are of.
+    pub(super) fn scaled(&self, scales: Scales<'a>) -> Result<Tensor<'a>, ModelError> {
+        self.of(ElementType::E4m3, Some(scales))
+    }
+
+    fn of(
+        &self,
+        element: ElementType,
+        scales: Option<Scales<'a>>,
+    ) -> Result<Tensor<'a>, ModelError> {
+        let (shard, shape) = (self.shard, &self.info.shape);
+        let (start, end) = self.info.data_offsets;
+        let bytes = shard.map.get(shard.data + start..shard.data + end);
+        let size = shape.iter().product::<usize>() * element.size();
+        let bytes = bytes.filter(|bytes| bytes.len() == size);
+        Ok(Tensor {
+            element,
+            shape,
+            bytes: bytes.ok_or_else(|| self.wrong("lies outside its file".to_owned()))?,
+            scales,
+        })
     }
 }
 

@@ -14,7 +14,7 @@ pub struct Outcome {
     pub updates: Vec<(SequenceNumber, TokenUpdate)>,
     /// Reports of those that ended.
     pub finished: Vec<RequestReport>,
-    /// The step as a whole; its `started_at` is for the caller to set.
+    /// The step as a whole.
     pub report: StepReport,
 }
 
@@ -31,7 +31,7 @@ impl Outcome {
 }
 
 impl Scheduler {
-    /// Takes in what the step that was formed last has brought.
+    /// Takes in what the step under way has brought: of two, the one that was formed first.
     ///
     /// Blocks are published here and not when they are planned: a reader of the KV events may count on them.
     pub fn complete(&mut self, output: &mut StepOutput, now: Duration, outcome: &mut Outcome) {
@@ -50,8 +50,10 @@ impl Scheduler {
         for part in &planned {
             let mut rows = rows.by_ref().take(part.filled.rows as usize);
             let embedding = part.filled.embed.then(|| embeddings.next()).flatten();
-            // A request that was aborted since is gone, and what the step brought for it with it.
-            let Some(sequence) = self.sequences.get_mut(&part.number) else {
+            // A request that ended since is gone, and what the step brought for it with it. One that was preempted since
+            // computes it again.
+            let sequence = self.sequences.get_mut(&part.number);
+            let Some(sequence) = sequence.filter(|sequence| part.is_of(sequence)) else {
                 rows.for_each(drop);
                 continue;
             };
@@ -77,7 +79,9 @@ impl Scheduler {
         self.planned = planned;
         self.planned.clear();
         self.learn(now, &mut outcome.report);
+        outcome.report.started_at = self.step.started_at;
         outcome.report.finished_at = now;
+        self.take_up_next(now);
         outcome.report.stats = self.stats();
     }
 

@@ -17,6 +17,9 @@
 //! and by induction every request does. A preempted request keeps its place in the order and is computed again,
 //! mostly out of the prefix cache.
 //!
+//! While a step runs, the one after it can be formed already (see `ahead`), so that a device need not wait for the
+//! host in between.
+//!
 //! A simulator in virtual time has no use for the arrays of a step, nor for each step of a long run of decodes: `shape`
 //! forms and completes steps without the arrays, `skip` makes many steps at once. Both leave behind what the above
 //! leaves behind.
@@ -24,6 +27,7 @@
 //! The room is pure: time comes in as a `Duration`, and work goes out as a [`Step`](crate::backend::Step).
 
 mod adopt;
+mod ahead;
 mod complete;
 mod config;
 mod cost;

@@ -72,11 +72,12 @@ impl Stats {
 /// One computed step. Times are since the engine's start.
 #[derive(Clone, Debug, Default)]
 pub struct StepReport {
-    /// When the step was formed.
+    /// When the step was formed; one that was formed ahead begins when the one before it is done.
     pub started_at: Duration,
     /// When its tokens were known.
     pub finished_at: Duration,
-    /// Tokens computed, of prompts and of outputs.
+    /// Tokens computed, of prompts and of outputs, for requests that were still there when the step was done. With a
+    /// step that was formed ahead it may be none.
     pub batched_tokens: u32,
     /// Requests in the batch.
     pub batched_requests: u32,

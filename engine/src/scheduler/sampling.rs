@@ -4,8 +4,8 @@ use super::sequence::{Sequence, range};
 use crate::backend::{SampleSpec, Step};
 
 impl Sequence {
-    /// Appends the request's sample to `step`.
-    pub(super) fn push_sample(&self, eos: &[u32], step: &mut Step) {
+    /// Appends the request's sample to `step`: of the token that comes after `ahead` more than are known.
+    pub(super) fn push_sample(&self, ahead: usize, eos: &[u32], step: &mut Step) {
         let sampling = &self.sampling;
         let history = step.history.len();
         let penalised = sampling.has_penalties();
@@ -18,7 +18,7 @@ impl Sequence {
             history
         };
         let banned = step.banned.len();
-        self.push_banned(eos, &mut step.banned);
+        self.push_banned(ahead, eos, &mut step.banned);
         let (biases, allowed, asked) = (step.biases.len(), step.allowed.len(), step.asked.len());
         step.biases.extend_from_slice(&sampling.logit_bias);
         step.allowed.extend_from_slice(&sampling.allowed_token_ids);
@@ -32,7 +32,7 @@ impl Sequence {
             presence_penalty: sampling.presence_penalty,
             frequency_penalty: sampling.frequency_penalty,
             seed: self.seed,
-            position: self.generated() as u32,
+            position: (self.generated() + ahead) as u32,
             logprobs: sampling.logprobs,
             prompt: range(history, output),
             output: range(output, step.history.len()),
@@ -43,11 +43,11 @@ impl Sequence {
         });
     }
 
-    fn push_banned(&self, eos: &[u32], banned: &mut Vec<u32>) {
+    fn push_banned(&self, ahead: usize, eos: &[u32], banned: &mut Vec<u32>) {
         let sampling = &self.sampling;
         // `min_tokens` counts the token that is about to be sampled, so it may be a stop token only as the
         // (min_tokens + 1)th.
-        if self.below_min_tokens() {
+        if self.below_min_tokens(ahead) {
             if !sampling.ignore_eos {
                 banned.extend_from_slice(eos);
             }

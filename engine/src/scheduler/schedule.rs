@@ -9,6 +9,7 @@ use pointsman_proto::kv_events::Event;
 use rustc_hash::FxHashMap;
 use tracing::debug;
 
+use super::ahead::NextStep;
 use super::cost::{CostModel, Load};
 use super::rate::PrefillRate;
 use super::room::Room;
@@ -43,6 +44,8 @@ pub struct Scheduler {
     pub(super) planned: Vec<Planned>,
     /// What is noted of the step under way.
     pub(super) step: StepNotes,
+    /// The step after it, when it is formed already.
+    pub(super) next: NextStep,
     pub(super) slices: Slices,
     pub(super) paused: Option<Pause>,
     next_number: SequenceNumber,
@@ -56,10 +59,12 @@ pub struct Scheduler {
     pub(super) prompt_tokens_before: usize,
 }
 
-/// One request's part of the step under way.
+/// One request's part of a step.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Planned {
     pub(super) number: SequenceNumber,
+    /// How often the request had been preempted by then: the part is of no use to it once it was preempted again.
+    pub(super) preemptions: u32,
     pub(super) tokens: usize,
     pub(super) filled: Filled,
 }
@@ -67,6 +72,7 @@ pub(super) struct Planned {
 /// What is noted of a step when it is formed.
 #[derive(Clone, Debug, Default)]
 pub(super) struct StepNotes {
+    /// When it was formed, or when the step before it was done, whichever was later.
     pub(super) started_at: Duration,
     pub(super) load: Load,
     /// The layers that it computes, when not all.
@@ -94,6 +100,7 @@ impl Scheduler {
             deadlines: BTreeSet::new(),
             planned: Vec::with_capacity(config.max_num_seqs as usize),
             step: StepNotes::default(),
+            next: NextStep::new(config.max_num_seqs),
             slices: Slices::default(),
             paused: None,
             next_number: 0,
@@ -172,7 +179,8 @@ impl Scheduler {
         }
     }
 
-    /// Changes of the prefix cache since the last call, in order. They are true once the step formed last is computed.
+    /// Changes of the prefix cache since the last call, in order. They are true once the step is computed that
+    /// [`Scheduler::schedule`] formed last; a step formed ahead changes nothing that is not true at once.
     pub fn take_events(&mut self) -> Vec<Event<BlockDigest>> {
         self.pool.take_events()
     }
@@ -182,7 +190,7 @@ impl Scheduler {
         self.pool.reset()
     }
 
-    /// Forms the next step in `step`; false when there is nothing to compute.
+    /// Forms the next step in `step`; false when there is nothing to compute. No other step may be under way.
     ///
     /// While any request is alive there is always something, unless the scheduler is paused: the first in order fits
     /// into an empty pool.
@@ -201,6 +209,7 @@ impl Scheduler {
     /// preempted.
     pub(super) fn plan(&mut self, now: Duration) -> bool {
         self.planned.clear();
+        self.next.clear();
         self.step = StepNotes {
             started_at: now,
             ..StepNotes::default()
@@ -233,6 +242,7 @@ impl Scheduler {
                 continue;
             };
             sequence.count_in(load, planned.tokens);
+            planned.preemptions = sequence.preemptions;
             let eos = &self.config.eos_token_ids;
             planned.filled = sequence.fill(planned.tokens, block_size, eos, step);
         }
@@ -399,6 +409,7 @@ impl Planned {
     pub(super) fn new(number: SequenceNumber, tokens: usize) -> Self {
         Self {
             number,
+            preemptions: 0,
             tokens,
             filled: Filled::default(),
         }

@@ -51,7 +51,7 @@ pub(super) struct Sequence {
     pub(super) cached_tokens_host: u32,
     /// Reused blocks are announced like computed ones.
     report_reused_blocks: bool,
-    preemptions: u32,
+    pub(super) preemptions: u32,
     arrived_at: Duration,
     scheduled_at: Option<Duration>,
     first_token_at: Option<Duration>,
@@ -187,6 +187,45 @@ impl Sequence {
         let positions = self.computed..self.computed + count;
         step.tokens
             .extend_from_slice(&self.tokens[positions.clone()]);
+        let top = self.sampling.prompt_logprobs.unwrap_or(0);
+        let rows = self.rows(&positions).map(|row| PromptRow {
+            token: (first + row - positions.start) as u32,
+            target: self.tokens[row + 1],
+            top,
+        });
+        step.prompt_rows.extend(rows);
+        let filled = self.asks(count, step.samples.len() as u32);
+        if filled.sample.is_some() {
+            self.push_sample(0, eos, step);
+        }
+        self.place(positions, filled, block_size, step);
+        filled
+    }
+
+    /// Appends the token that the step under way samples to `step`, and asks for the one after it. It is sample `source`
+    /// of that step.
+    pub(super) fn fill_ahead(
+        &self,
+        source: u32,
+        block_size: usize,
+        eos: &[u32],
+        step: &mut Step,
+    ) -> Filled {
+        step.tokens.push(0);
+        step.sources.push(source);
+        let filled = Filled {
+            sample: Some(step.samples.len() as u32),
+            ..Filled::default()
+        };
+        self.push_sample(1, eos, step);
+        let position = self.tokens.len();
+        self.place(position..position + 1, filled, block_size, step);
+        filled
+    }
+
+    /// Appends where the tokens at `positions` are and go to, and what is asked of them.
+    fn place(&self, positions: Range<usize>, filled: Filled, block_size: usize, step: &mut Step) {
+        let first = step.positions.len();
         step.positions
             .extend(positions.clone().map(|position| position as u32));
         step.slots.extend(positions.clone().map(|position| {
@@ -197,25 +236,13 @@ impl Sequence {
         let blocks = positions.end.div_ceil(block_size);
         step.block_tables
             .extend(self.table[..blocks].iter().map(|block| block.0));
-        let top = self.sampling.prompt_logprobs.unwrap_or(0);
-        let rows = self.rows(&positions).map(|row| PromptRow {
-            token: (first + row - positions.start) as u32,
-            target: self.tokens[row + 1],
-            top,
-        });
-        step.prompt_rows.extend(rows);
-        let filled = self.asks(count, step.samples.len() as u32);
-        if filled.sample.is_some() {
-            self.push_sample(eos, step);
-        }
         step.sequences.push(StepSequence {
-            tokens: range(first, step.tokens.len()),
+            tokens: range(first, step.positions.len()),
             context_len: positions.end as u32,
             block_table: range(tables, step.block_tables.len()),
             sample: filled.sample,
             embed: filled.embed,
         });
-        filled
     }
 
     /// Counts the next `count` tokens in `load`.
@@ -318,20 +345,41 @@ impl Sequence {
             && sampling.prompt_logprobs.is_none()
     }
 
+    /// Whether computing the next `count` tokens brings a token of it, and the step after that can be asked for the one
+    /// behind it before this one is known: nothing but tokens is wanted, and none depends on which ones came before but by
+    /// the model.
+    pub(super) fn generates_ahead(&self, count: usize) -> bool {
+        let sampling = &self.sampling;
+        self.task == Task::Generate
+            && count == self.lag()
+            && sampling.logprobs.is_none()
+            && sampling.logprob_token_ids.is_empty()
+            && sampling.prompt_logprobs.is_none()
+            && !sampling.has_penalties()
+            && sampling.bad_words.iter().all(|word| word.len() < 2)
+    }
+
+    /// Blocks that it lacks to hold one more token than it has.
+    pub(super) fn blocks_ahead(&self, block_size: usize) -> usize {
+        let blocks = (self.tokens.len() + 1).div_ceil(block_size);
+        blocks.saturating_sub(self.table.len())
+    }
+
     /// Notes that its latest token came at `now`; how long it had waited for it.
     pub(super) fn note_token_at(&mut self, now: Duration) -> Duration {
         let before = self.last_token_at.replace(now);
         now.saturating_sub(before.unwrap_or(now))
     }
 
-    pub(super) fn below_min_tokens(&self) -> bool {
-        self.generated() < self.sampling.min_tokens as usize
+    /// Whether a stop token would come too early as the next one, after `ahead` more than are known.
+    pub(super) fn below_min_tokens(&self, ahead: usize) -> bool {
+        self.generated() + ahead < self.sampling.min_tokens as usize
     }
 
     /// vLLM's order: end of sequence, the request's own stop tokens, length. Stop tokens do not count before
     /// `min_tokens`; sampling avoids them until then, and this holds even for a backend that does not.
     fn finish_after(&self, token: u32, eos: &[u32]) -> Option<Finish> {
-        if !self.below_min_tokens() {
+        if !self.below_min_tokens(0) {
             if !self.sampling.ignore_eos && eos.contains(&token) {
                 return Some(Finish::Stop { token: None });
             }

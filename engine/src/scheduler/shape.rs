@@ -22,6 +22,7 @@ impl Scheduler {
                 continue;
             };
             sequence.count_in(&mut self.step.load, planned.tokens);
+            planned.preemptions = sequence.preemptions;
             planned.filled = sequence.asks(planned.tokens, shape.sampled as u32);
             self.step.prompt_logprobs |= planned.filled.rows > 0;
             let context = sequence.computed + planned.tokens;

@@ -286,7 +286,7 @@ impl Scheduler {
 
     /// Whether the first that waits would fit in now. What the run itself does only takes blocks away from it, until a
     /// block enters the cache.
-    fn could_admit(&mut self) -> bool {
+    pub(super) fn could_admit(&mut self) -> bool {
         if self.paused.is_some() || self.running.len() >= self.config.max_num_seqs as usize {
             return false;
         }

@@ -1,5 +1,6 @@
 //! The scheduler with a made-up backend: budgets hold, every request ends, no block leaks, and batching changes no token.
 
+mod ahead;
 mod behaviour;
 mod limits;
 mod load;
@@ -7,14 +8,14 @@ mod skip;
 mod tasks;
 mod time;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 use pointsman_proto::block_hash::BlockDigest;
 use pointsman_proto::kv_events::Event;
 
 use super::*;
-use crate::backend::testing::{HashBackend, LAYERS, next_token};
+use crate::backend::testing::{Behind, HashBackend, LAYERS, next_token, random};
 use crate::backend::{Backend, KvLayout, Step, StepOutput};
 use crate::kv::{BlockId, HashRecipe};
 use crate::sample::{SamplingParams, TokenLogprob};
@@ -55,8 +56,12 @@ fn steady(prompt: std::ops::Range<u32>, max_tokens: u32) -> NewRequest {
 struct Rig {
     config: SchedulerConfig,
     scheduler: Scheduler,
-    backend: HashBackend,
+    backend: Behind<HashBackend>,
+    /// Whether steps are formed ahead where the scheduler will have it.
+    goes_ahead: bool,
     step: Step,
+    /// What each step under way takes.
+    took: VecDeque<Duration>,
     output: StepOutput,
     outcome: Outcome,
     turns: u32,
@@ -70,7 +75,7 @@ struct Rig {
 
 impl Rig {
     fn new(config: SchedulerConfig) -> Self {
-        let mut backend = HashBackend::new(config.vocab_size);
+        let mut backend = Behind::new(HashBackend::new(config.vocab_size));
         let layout = KvLayout {
             host_blocks: config.host_blocks,
             block_size: config.block_size,
@@ -81,7 +86,9 @@ impl Rig {
             scheduler: Scheduler::new(config.clone()).unwrap(),
             config,
             backend,
+            goes_ahead: false,
             step: Step::default(),
+            took: VecDeque::new(),
             output: StepOutput::default(),
             outcome: Outcome::default(),
             turns: 0,
@@ -111,6 +118,13 @@ impl Rig {
         }
     }
 
+    /// One that forms steps ahead.
+    fn ahead(config: SchedulerConfig) -> Self {
+        let mut rig = Self::new(config);
+        rig.goes_ahead = true;
+        rig
+    }
+
     /// One step, with everything that must hold for any step.
     fn turn(&mut self) -> bool {
         let now = self.now();
@@ -119,12 +133,25 @@ impl Rig {
             self.abort(number, Finish::Deadline);
         }
         self.recount();
-        if !self.scheduler.schedule(now, &mut self.step) {
+        let under_way = self.backend.under_way() > 0;
+        if !under_way && !self.scheduler.schedule(now, &mut self.step) {
             return false;
         }
+        if !under_way {
+            self.begin();
+        }
+        if self.goes_ahead && self.scheduler.schedule_ahead(now, &mut self.step) {
+            self.begin();
+        }
+        self.finish(now);
+        true
+    }
+
+    /// Begins the step that is formed.
+    fn begin(&mut self) {
         self.check_step();
         self.recount();
-        self.backend.forward(&self.step, &mut self.output).unwrap();
+        self.backend.begin(&self.step).unwrap();
         let took = if self.config.max_decode_slowdown.is_some() {
             // Contexts cost much, so that parts of prompts are often spread over several steps.
             let context = self.step.sequences.iter().map(|part| part.context_len);
@@ -135,7 +162,13 @@ impl Rig {
         } else {
             500
         };
-        let later = now + Duration::from_millis(took);
+        self.took.push_back(Duration::from_millis(took));
+    }
+
+    /// Finishes the step that was begun first, after `now`.
+    fn finish(&mut self, now: Duration) {
+        self.backend.finish(&mut self.output).unwrap();
+        let later = now + self.took.pop_front().unwrap();
         self.scheduler
             .complete(&mut self.output, later, &mut self.outcome);
         self.recount();
@@ -148,7 +181,6 @@ impl Rig {
             self.take(number, update);
         }
         self.events.extend(self.scheduler.take_events());
-        true
     }
 
     fn take(&mut self, number: SequenceNumber, update: TokenUpdate) {
@@ -220,6 +252,10 @@ impl Rig {
             "blocks held by none"
         );
         assert_eq!(stats.queued_tokens, queued);
+        for slot in self.backend.slots_to_write() {
+            let block = BlockId(slot / self.config.block_size);
+            assert!(!scheduler.pool.is_cached(block), "it may be found already");
+        }
         assert!(
             scheduler.deadlines.len() <= deadlines,
             "a deadline of no request"
@@ -258,7 +294,9 @@ fn alone(request: &NewRequest, config: &SchedulerConfig) -> (Vec<u32>, Finish) {
                 token == *last && output.ends_with(others)
             })
         };
-        let start = next_token(tokens.iter().copied(), config.vocab_size);
+        let seed = sampling.seed.unwrap_or(0);
+        let random = random(sampling.temperature, seed, output.len() as u32);
+        let start = next_token(tokens.iter().copied(), config.vocab_size) + random;
         let mut candidates = (0..config.vocab_size).map(|i| (start + i) % config.vocab_size);
         let token = candidates
             .find(|token| !(bad(*token) || early && stops(*token)))

@@ -4,6 +4,7 @@ use pointsman_proto::block_hash::DEFAULT_SEED;
 
 use super::ServeError;
 use crate::backend::cpu::{CpuOptions, KvCacheType, Quantization};
+use crate::backend::cuda::backend::CudaOptions;
 use crate::backend::{BackendChoice, BackendInfo};
 use crate::export::kv_events::KvEventsConfig;
 use crate::flags::{BackendName, Flags, KvCacheDtype, QuantizationName, SchedulingPolicy};
@@ -15,10 +16,15 @@ use crate::worker::{Policy, SchedulerConfig};
 const KV_MEMORY_BYTES_MAX: u64 = 1 << 30;
 
 /// The device; a simulated one is made by `super::simulation`.
-pub(super) fn backend(name: BackendName) -> BackendChoice {
-    match name {
+pub(super) fn backend(flags: &Flags) -> BackendChoice {
+    match flags.backend {
         BackendName::Auto | BackendName::Sim => BackendChoice::Auto,
         BackendName::Cpu => BackendChoice::Cpu,
+        BackendName::Cuda => BackendChoice::Cuda(CudaOptions {
+            memory_share: flags.gpu_memory_utilization,
+            max_tokens: flags.max_num_batched_tokens,
+            max_sequences: flags.max_num_seqs,
+        }),
     }
 }
 
@@ -26,6 +32,7 @@ pub(super) fn backend(name: BackendName) -> BackendChoice {
 pub(super) fn cpu(flags: &Flags) -> CpuOptions {
     CpuOptions {
         threads: threads_per_rank(flags),
+        ranks: flags.fleet.tensor_parallel_size as usize,
         quantization: flags.quantization.map(|name| match name {
             QuantizationName::Int8 => Quantization::Int8,
         }),
@@ -36,9 +43,11 @@ pub(super) fn cpu(flags: &Flags) -> CpuOptions {
     }
 }
 
-/// Threads of each rank's backend: an equal part of all, and at least one. 0 stands for as many as there are cores.
+/// Threads of each rank, data-parallel or tensor-parallel: an equal part of all, and at least one. 0 stands for as many
+/// as there are cores.
 fn threads_per_rank(flags: &Flags) -> usize {
-    let ranks = flags.fleet.data_parallel_size.max(1) as usize;
+    let fleet = &flags.fleet;
+    let ranks = (fleet.data_parallel_size * fleet.tensor_parallel_size).max(1) as usize;
     let threads = match flags.threads {
         Some(threads) => threads as usize,
         None if ranks == 1 => return 0,
@@ -155,6 +164,7 @@ mod tests {
             kv_bytes_per_token: bytes_per_token,
             kv_memory_bytes,
             layers: 1,
+            ahead: false,
         }
     }
 

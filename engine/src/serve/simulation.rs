@@ -31,13 +31,9 @@ impl Simulation {
     pub(super) fn of(flags: &Flags) -> Result<Option<Self>, ServeError> {
         let sim = &flags.sim;
         if flags.backend != BackendName::Sim {
-            if sim.tensor_parallel_size > 1 {
-                let reason = "--tensor-parallel-size above 1 needs --backend sim".to_owned();
-                return Err(start_error("cpu", reason));
-            }
             return Ok(None);
         }
-        let time = TimeModel::new(sim.sim_model, sim.sim_gpu, sim.tensor_parallel_size)
+        let time = TimeModel::new(sim.sim_model, sim.sim_gpu, flags.fleet.tensor_parallel_size)
             .map_err(|error| start_error("sim", error.to_string()))?;
         Ok(Some(Self {
             time,

@@ -39,8 +39,12 @@ impl Backend for WarmedUp {
         self.0.forward(&step, &mut StepOutput::default())
     }
 
-    fn forward(&mut self, step: &Step, out: &mut StepOutput) -> Result<(), BackendError> {
-        self.0.forward(step, out)
+    fn begin(&mut self, step: &Step) -> Result<(), BackendError> {
+        self.0.begin(step)
+    }
+
+    fn finish(&mut self, out: &mut StepOutput) -> Result<(), BackendError> {
+        self.0.finish(out)
     }
 
     fn sleep(&mut self, level: SleepLevel) -> Result<(), BackendError> {

@@ -3,7 +3,12 @@
 //! One turn: take commands (parked on the channel while nothing is alive), end the requests whose readers left, form a
 //! step, compute it, tell everyone. Gauges are published twice a turn, before a step that may take long and after
 //! it. Observers hear of a step before clients do, so a client that has its answer finds it in the metrics.
+//!
+//! With a backend that can take it, the next step is formed and begun before the present one is waited for, so that the
+//! device goes on while the rest of the turn is done here. A request that comes, or leaves, in the meantime is seen one
+//! step later. Every command but a submission finds nothing under way, as it would without.
 
+use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -78,6 +83,7 @@ pub fn start(
         clients: FxHashMap::default(),
         started: Instant::now(),
         step: Step::default(),
+        begun: VecDeque::with_capacity(2),
         output: StepOutput::default(),
         outcome: Outcome::default(),
         leaving: Vec::new(),
@@ -104,6 +110,8 @@ pub(super) struct Engine {
     pub(super) clients: FxHashMap<SequenceNumber, Client>,
     started: Instant,
     step: Step,
+    /// How many samples each step asked for that is begun and not finished, in their order; at most two.
+    begun: VecDeque<usize>,
     output: StepOutput,
     outcome: Outcome,
     /// Requests to end in this turn; kept for its memory.
@@ -144,10 +152,10 @@ impl Engine {
         self.started.elapsed()
     }
 
-    /// Takes all commands that are there; waits for one when there is nothing to compute. False when all handles are
-    /// gone.
+    /// Takes all commands that are there; waits for one when there is nothing to compute, and nothing under way. False
+    /// when all handles are gone.
     fn take_commands(&mut self) -> bool {
-        if !self.scheduler.has_work() {
+        if !self.scheduler.has_work() && self.begun.is_empty() {
             match self.wait() {
                 Wait::Command(command) => self.take_command(command),
                 Wait::Over => {}
@@ -178,6 +186,9 @@ impl Engine {
     }
 
     fn take_command(&mut self, command: Command) {
+        if !matches!(command, Command::Submit { .. }) {
+            self.finish_all();
+        }
         match command {
             Command::Submit {
                 request,
@@ -277,13 +288,46 @@ impl Engine {
         self.outcome.updates = updates;
     }
 
+    /// Finishes one step. Where the backend can take it, the one after it is begun by then.
     fn step(&mut self) {
-        let started_at = self.now();
-        if !self.scheduler.schedule(started_at, &mut self.step) {
+        let under_way = !self.begun.is_empty() || self.begin(Scheduler::schedule);
+        if !under_way {
             return;
         }
+        if self.backend.info().ahead {
+            self.begin(Scheduler::schedule_ahead);
+        }
+        self.finish_one();
+    }
+
+    /// Forms a step by `schedule`, and begins it. Whether there is one.
+    fn begin(&mut self, schedule: fn(&mut Scheduler, Duration, &mut Step) -> bool) -> bool {
+        let now = self.now();
+        if !schedule(&mut self.scheduler, now, &mut self.step) {
+            return false;
+        }
         self.publish_gauges();
-        if let Err(reason) = self.forward() {
+        self.begun.push_back(self.step.samples.len());
+        let (backend, step) = (&mut self.backend, &self.step);
+        if let Err(reason) = guarded(|| backend.begin(step)) {
+            self.fail(&reason);
+        }
+        true
+    }
+
+    /// Waits for everything that is under way, and takes it in.
+    fn finish_all(&mut self) {
+        while !self.begun.is_empty() {
+            self.finish_one();
+        }
+    }
+
+    /// Waits for the step that was begun first, takes in what it brought, and tells everyone.
+    fn finish_one(&mut self) {
+        let Some(samples) = self.begun.pop_front() else {
+            return;
+        };
+        if let Err(reason) = self.finish(samples) {
             self.fail(&reason);
             return;
         }
@@ -291,7 +335,6 @@ impl Engine {
         let mut outcome = std::mem::take(&mut self.outcome);
         self.scheduler
             .complete(&mut self.output, finished_at, &mut outcome);
-        outcome.report.started_at = started_at;
         outcome.report.stats.sleep_level = self.shared.sleep_level();
         self.shared.stats.store(&outcome.report.stats);
         self.publish_events();
@@ -306,26 +349,24 @@ impl Engine {
         self.outcome = outcome;
     }
 
-    /// Computes the step. A panic in a backend must not take the process with it: `/health` is what tells the outside.
-    fn forward(&mut self) -> Result<(), String> {
+    /// Waits for the step that was begun first, which asked for so many samples.
+    fn finish(&mut self, samples: usize) -> Result<(), String> {
         self.output.clear();
-        let (backend, step, output) = (&mut self.backend, &self.step, &mut self.output);
-        let computed = catch_unwind(AssertUnwindSafe(|| backend.forward(step, output)));
-        match computed {
-            Err(panic) => Err(format!("the backend panicked: {}", panic_text(&*panic))),
-            Ok(Err(error)) => Err(error.to_string()),
-            Ok(Ok(())) if output.sampled.len() != step.samples.len() => Err(format!(
-                "the backend sampled {} tokens of {}",
-                output.sampled.len(),
-                step.samples.len()
-            )),
-            Ok(Ok(())) => Ok(()),
+        let (backend, output) = (&mut self.backend, &mut self.output);
+        guarded(|| backend.finish(output))?;
+        match output.sampled.len() {
+            sampled if sampled != samples => {
+                Err(format!("the backend sampled {sampled} tokens of {samples}"))
+            }
+            _ => Ok(()),
         }
     }
 
     /// The device's state is unknown: ends every request, and refuses further ones.
     pub(super) fn fail(&mut self, reason: &str) {
         error!(reason, "backend failed");
+        // Nobody waits for what is under way.
+        self.begun.clear();
         self.shared.healthy.store(false, Ordering::Release);
         let error = Finish::Error(reason.to_owned());
         self.leaving
@@ -403,6 +444,14 @@ fn send(client: &Client, update: TokenUpdate) {
             ?update,
             "a request got more updates than its channel was made for"
         );
+    }
+}
+
+/// Calls the backend. A panic in it must not take the process with it: `/health` is what tells the outside.
+fn guarded(call: impl FnOnce() -> Result<(), BackendError>) -> Result<(), String> {
+    match catch_unwind(AssertUnwindSafe(call)) {
+        Err(panic) => Err(format!("the backend panicked: {}", panic_text(&*panic))),
+        Ok(done) => done.map_err(|error| error.to_string()),
     }
 }
 

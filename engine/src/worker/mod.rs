@@ -1,7 +1,7 @@
 //! The engine thread: the one place where scheduler, KV pool and backend meet sockets' side of the house.
 //!
 //! ```text
-//! EngineHandle::submit ─▶ bounded command channel ─▶ engine thread: schedule ▶ forward ▶ complete ─▶ RequestStream
+//! EngineHandle::submit ─▶ bounded command channel ─▶ engine thread: schedule ▶ begin ▶ finish ▶ complete ─▶ RequestStream
 //!                                                         │  KV events ─▶ EventSink
 //!                                                         └  reports   ─▶ Observer
 //! ```
@@ -9,6 +9,9 @@
 //! One thread owns the scheduler and the device, so the step path takes no lock and nothing in the cores knows of
 //! threads. Each request has a channel of its own with room for every token it may generate, so the thread never
 //! waits for a slow client; the bound is `max_tokens`.
+//!
+//! Where the backend can take it, the next step is scheduled and begun before the present one is finished, so the device
+//! has work while the thread completes.
 //!
 //! The thread waits only where there is nothing to compute. While it is paused with requests alive it looks up now and
 //! then: their readers may leave, and their deadlines pass.

@@ -1,5 +1,6 @@
 //! The engine thread from its handle: submitting, leaving, draining, and a backend that fails.
 
+mod ahead;
 mod pausing;
 
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
@@ -10,7 +11,7 @@ use pointsman_proto::block_hash::BlockDigest;
 use pointsman_proto::kv_events::{EngineHash, Event};
 
 use super::*;
-use crate::backend::testing::HashBackend;
+use crate::backend::testing::{Behind, HashBackend};
 use crate::backend::{Backend, BackendError, BackendInfo, KvLayout, Step, StepOutput};
 use crate::kv::HashRecipe;
 use crate::scheduler::{Finish, NewRequest, SchedulerConfig, TokenUpdate};
@@ -61,13 +62,17 @@ impl Backend for Gated {
         self.inner.allocate(layout)
     }
 
-    fn forward(&mut self, step: &Step, out: &mut StepOutput) -> Result<(), BackendError> {
+    fn begin(&mut self, step: &Step) -> Result<(), BackendError> {
         self.began.send(()).unwrap();
         match self.leave.recv_timeout(DEADLINE).unwrap() {
-            Verdict::Compute => self.inner.forward(step, out),
+            Verdict::Compute => self.inner.begin(step),
             Verdict::Fail => Err(BackendError::Step("the device fell off".to_owned())),
             Verdict::Panic => panic!("index out of bounds"),
         }
+    }
+
+    fn finish(&mut self, out: &mut StepOutput) -> Result<(), BackendError> {
+        self.inner.finish(out)
     }
 }
 
@@ -131,21 +136,14 @@ impl Rig {
     }
 
     fn gated() -> (Self, Gate) {
-        let (began, began_receiver) = sync_channel(0);
-        let (leave_sender, leave) = sync_channel(0);
-        let inner = HashBackend::new(97);
-        let rig = Self::start(Box::new(Gated {
-            inner,
-            began,
-            leave,
-        }));
-        (
-            rig,
-            Gate {
-                began: began_receiver,
-                leave: leave_sender,
-            },
-        )
+        let (gated, gate) = gate();
+        (Self::start(Box::new(gated)), gate)
+    }
+
+    /// A backend behind the host, at whose gate each step is waited for; the one after it is begun by then.
+    fn gated_behind() -> (Self, Gate) {
+        let (gated, gate) = gate();
+        (Self::start(Box::new(Behind::new(gated))), gate)
     }
 
     /// Drops the handle, and waits for the thread to end by itself.
@@ -154,6 +152,21 @@ impl Rig {
         self.thread.join().unwrap();
         self.log
     }
+}
+
+fn gate() -> (Gated, Gate) {
+    let (began, began_receiver) = sync_channel(0);
+    let (leave_sender, leave) = sync_channel(0);
+    let gated = Gated {
+        inner: HashBackend::new(97),
+        began,
+        leave,
+    };
+    let gate = Gate {
+        began: began_receiver,
+        leave: leave_sender,
+    };
+    (gated, gate)
 }
 
 struct Gate {

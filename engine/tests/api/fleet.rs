@@ -65,6 +65,50 @@ async fn a_rank_has_a_cache_a_page_and_events_of_its_own() {
 }
 
 #[tokio::test]
+async fn ranks_that_share_the_model_give_the_tokens_of_one() {
+    let body = json!({
+        "prompt": "The queue is a promise to", "max_tokens": 40, "temperature": 0, "return_token_ids": true
+    });
+    let mut answers = Vec::new();
+    for ranks in ["1", "2"] {
+        let worker = Worker::start(&["--tensor-parallel-size", ranks]).await;
+        let prompts = [
+            body.clone(),
+            json!({"prompt": vec![7; 90], "max_tokens": 5, "temperature": 0}),
+        ];
+        for body in &prompts {
+            let reply = worker.complete(&[], body).await;
+            assert_eq!(reply.status, StatusCode::OK, "{}", reply.text());
+            answers.push(reply.json()["choices"][0].clone());
+        }
+    }
+    assert_eq!(answers[0]["token_ids"].as_array().unwrap().len(), 40);
+    assert_eq!(answers[..2], answers[2..]);
+}
+
+#[tokio::test]
+async fn groups_of_ranks_that_cannot_be_are_refused() {
+    for (flags, expected) in [
+        (
+            &["--tensor-parallel-size", "3"][..],
+            "the model cannot be shared by 3 ranks",
+        ),
+        (
+            &["--tensor-parallel-size", "2", "--data-parallel-size", "2"],
+            "a single data-parallel rank",
+        ),
+    ] {
+        let error = Worker::refused(&[&["--backend", "cpu"], flags].concat()).await;
+        assert!(error.contains(expected), "{error}");
+    }
+    let error = Worker::refused(&["--backend", "cuda", "--tensor-parallel-size", "2"]).await;
+    assert!(
+        error.ends_with("it computes on one GPU, and 2 ranks were asked for"),
+        "{error}"
+    );
+}
+
+#[tokio::test]
 async fn ranks_compute_the_same() {
     let worker = Worker::start(&["--data-parallel-size", "2"]).await;
     let body = json!({"prompt": "The queue", "max_tokens": 24, "temperature": 0});
@@ -111,9 +155,7 @@ async fn requests_without_a_rank_go_where_the_fewest_are() {
     let second = worker.open(COMPLETIONS, &endless).await;
     for rank in ["0", "1"] {
         let running = format!("vllm:num_requests_running{{model_name=\"demo\",engine=\"{rank}\"}}");
-        let waiting = format!("vllm:num_requests_waiting{{model_name=\"demo\",engine=\"{rank}\"}}");
-        let live = [worker.metric(&running).await, worker.metric(&waiting).await];
-        assert!(live.contains(&"1".to_owned()), "rank {rank}: {live:?}");
+        worker.until_metric(&running, "1").await;
     }
     assert_eq!(worker.get("/load").await.json(), json!({"server_load": 2}));
     drop((first, second));

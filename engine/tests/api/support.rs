@@ -172,6 +172,15 @@ impl Worker {
         assert!(waited.await.is_ok(), "{what}: {:?}", self.engine.stats());
     }
 
+    /// Waits until the metrics page shows a value.
+    pub(crate) async fn until_metric(&self, series: &str, value: &str) {
+        let waited = tokio::time::timeout(DEADLINE, async {
+            while self.metric(series).await != value {}
+        });
+        let found = waited.await;
+        assert!(found.is_ok(), "{series} is not {value}");
+    }
+
     /// The value of a series of the metrics page as it is written, by the start of its line up to the value.
     pub(crate) async fn metric(&self, series: &str) -> String {
         let page = self.get("/metrics").await.text();

@@ -7,11 +7,12 @@
 //! - greedy tokens of all prompts at once, in chunks, over shuffled blocks: equal, every one of them;
 //! - logits after a few prompts, each computed alone and in one piece: within a relative error of the largest.
 //!
-//! A table of what came out is written to standard error.
+//! A table of what came out is written to standard error. A checkpoint of 8 bits has a test of its own.
 
 #![expect(clippy::unwrap_used, reason = "every function here is part of a test")]
 
 mod folder;
+mod fp8;
 mod runner;
 
 use std::collections::BTreeMap;

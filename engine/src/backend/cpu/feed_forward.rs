@@ -45,17 +45,21 @@ impl FeedForward {
         }
     }
 
-    /// `y += mlp(x)`, or `y += Σ weight·expert(x)`; both are `[tokens, hidden_size]`.
+    /// `y += mlp(x)`, or `y += Σ weight·expert(x)`; both are `[tokens, hidden_size]`. Or `y = …`.
     pub(super) fn compute(
         &mut self,
         context: &Context<'_>,
         weights: &CpuFeedForward,
         x: &[f32],
         y: &mut [f32],
+        store: Store,
     ) {
         match weights {
-            CpuFeedForward::Dense(mlp) => self.mlp.compute(context, mlp, x, y, Store::Add),
+            CpuFeedForward::Dense(mlp) => self.mlp.compute(context, mlp, x, y, store),
             CpuFeedForward::Experts { router, experts } => {
+                if store == Store::Replace {
+                    y.fill(0.0);
+                }
                 self.mixture(context, router, experts, x, y);
             }
         }

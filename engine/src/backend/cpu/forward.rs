@@ -16,6 +16,7 @@ use super::ops::{rms_norm, rms_norm_in_place, rotate};
 use super::team::Team;
 use super::weights::{CpuLayer, CpuWeights};
 use super::{Step, StepOutput};
+use crate::backend::exchange::Exchange;
 use crate::model::ModelConfig;
 
 /// Multiply-adds that an element of a cheap operation counts as, in the decision to use more threads.
@@ -54,6 +55,8 @@ struct Scratch {
     qkv: Vec<f32>,
     /// `[tokens, heads * head_dim]`.
     attended: Vec<f32>,
+    /// `[tokens, hidden_size]`: this rank's part of what is added to the residual stream; empty where it is all.
+    part: Vec<f32>,
     feed_forward: FeedForward,
 }
 
@@ -64,6 +67,7 @@ pub(super) struct Context<'a> {
     pub(super) isa: Isa,
     pub(super) config: &'a ModelConfig,
     pub(super) step: &'a Step,
+    pub(super) exchange: &'a dyn Exchange,
 }
 
 impl Forward {
@@ -86,6 +90,9 @@ impl Forward {
 
     /// Whether `step` can be computed: from the first layer on, or from where the one that stopped has come to.
     pub(super) fn check(&self, step: &Step) -> Result<(), String> {
+        if !step.sources.is_empty() {
+            return Err("its tokens are not known yet".to_owned());
+        }
         let layers = self.layers(step);
         if layers.is_empty() || layers.end > self.config.layers {
             return Err(format!("layers {layers:?} of {}", self.config.layers));
@@ -108,7 +115,7 @@ impl Forward {
         isa: Isa,
         weights: &CpuWeights,
         kv: &mut KvMemory,
-        step: &Step,
+        (step, exchange): (&Step, &dyn Exchange),
         out: &mut StepOutput,
     ) {
         let context = Context {
@@ -116,6 +123,7 @@ impl Forward {
             isa,
             config: &self.config,
             step,
+            exchange,
         };
         let layers = self.layers(step);
         let scratch = &mut self.scratch;
@@ -146,6 +154,9 @@ impl Scratch {
         resize(&mut self.normed, tokens * config.hidden_size);
         resize(&mut self.qkv, tokens * qkv_width(config));
         resize(&mut self.attended, tokens * config.heads * config.head_dim);
+        if context.exchange.ranks() > 1 {
+            resize(&mut self.part, tokens * config.hidden_size);
+        }
         self.feed_forward.prepare(config, tokens);
         self.tiles.cut(context.step);
         let rows = self.hidden.chunks_exact_mut(config.hidden_size);
@@ -173,6 +184,7 @@ impl Scratch {
             isa,
             config,
             step,
+            ..
         } = *context;
         norm_rows(
             team,
@@ -217,9 +229,15 @@ impl Scratch {
             window: config.window(index),
         };
         attention.compute(team, &self.tiles, &mut self.attended);
-        layer
-            .o
-            .multiply(team, isa, &self.attended, &mut self.hidden, Store::Add);
+        let Self {
+            attended,
+            hidden,
+            part,
+            ..
+        } = self;
+        add_up(context.exchange, part, hidden, |y, store| {
+            layer.o.multiply(team, isa, attended, y, store);
+        });
     }
 
     /// `hidden += mlp(norm(hidden))`, or the same with a few of many networks for each token.
@@ -231,8 +249,34 @@ impl Scratch {
             &layer.post_norm,
             &mut self.normed,
         );
-        self.feed_forward
-            .compute(context, &layer.feed_forward, &self.normed, &mut self.hidden);
+        let Self {
+            normed,
+            hidden,
+            part,
+            feed_forward,
+            ..
+        } = self;
+        add_up(context.exchange, part, hidden, |y, store| {
+            feed_forward.compute(context, &layer.feed_forward, normed, y, store);
+        });
+    }
+}
+
+/// Adds to the residual stream what `compute` gives: directly where this rank has all of it, else what all ranks' parts
+/// come to.
+fn add_up(
+    exchange: &dyn Exchange,
+    part: &mut [f32],
+    hidden: &mut [f32],
+    compute: impl FnOnce(&mut [f32], Store),
+) {
+    if exchange.ranks() == 1 {
+        return compute(hidden, Store::Add);
+    }
+    compute(part, Store::Replace);
+    exchange.add_up(part);
+    for (hidden, part) in hidden.iter_mut().zip(part) {
+        *hidden += *part;
     }
 }
 

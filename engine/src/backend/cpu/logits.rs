@@ -5,6 +5,8 @@
 //! few rows at a time, so they need `LOGIT_ROWS * vocab_size` floats however large the batch is, and each row of them
 //! depends on its own hidden state alone, so a prompt's log probabilities do not depend on how it was cut into chunks.
 //!
+//! Ranks of a tensor-parallel group compute a part of each row, and rank 0 puts them together and decides.
+//!
 //! A row is decided by one thread; the rows of a large vocabulary are dealt out to several, each with a sampler of its
 //! own.
 
@@ -30,6 +32,8 @@ pub(super) struct Logits {
     normed: Vec<f32>,
     /// `[LOGIT_ROWS, vocab_size]`.
     rows: Vec<f32>,
+    /// `[LOGIT_ROWS, vocabulary of this rank]`; empty where that is all.
+    part: Vec<f32>,
     /// One for each thread that decides rows.
     samplers: Vec<Sampler>,
     /// Of the rows at hand, until they are moved to the output in order.
@@ -67,7 +71,10 @@ impl Logits {
     ) {
         let step = context.step;
         out.clear();
-        embed(context, weights, hidden, out);
+        let decides = context.exchange.rank() == 0;
+        if decides {
+            embed(context, weights, hidden, out);
+        }
         let samples = step.sequences.iter().filter_map(|sequence| {
             let spec = &step.samples[sequence.sample? as usize];
             Some((sequence.tokens.end as usize - 1, Wanted::Token(spec)))
@@ -77,7 +84,9 @@ impl Logits {
         let mut rows = samples.chain(places).peekable();
         while rows.peek().is_some() {
             let (batch, count) = self.batch(context, weights, hidden, &mut rows);
-            self.decide(context, &batch[..count], out);
+            if decides {
+                self.decide(context, &batch[..count], out);
+            }
         }
     }
 
@@ -89,7 +98,7 @@ impl Logits {
         hidden: &[f32],
         rows: impl Iterator<Item = (usize, Wanted<'a>)>,
     ) -> ([Option<Wanted<'a>>; LOGIT_ROWS], usize) {
-        let (hidden_size, vocab_size) = (context.config.hidden_size, weights.head.outputs());
+        let (hidden_size, vocab_size) = (context.config.hidden_size, context.config.vocab_size);
         self.normed.resize(LOGIT_ROWS * hidden_size, 0.0);
         self.rows.resize(LOGIT_ROWS * vocab_size, 0.0);
         let mut batch = [None; LOGIT_ROWS];
@@ -104,10 +113,7 @@ impl Logits {
         }
         let normed = &self.normed[..count * hidden_size];
         let logits = &mut self.rows[..count * vocab_size];
-        let (team, isa) = (context.team, context.isa);
-        weights
-            .head
-            .multiply(team, isa, normed, logits, Store::Replace);
+        multiply_head(context, weights, normed, &mut self.part, logits);
         (batch, count)
     }
 
@@ -153,6 +159,33 @@ impl Logits {
             }
         }
     }
+}
+
+/// The logits of a few rows: of all tokens, on rank 0.
+fn multiply_head(
+    context: &Context<'_>,
+    weights: &CpuWeights,
+    normed: &[f32],
+    part: &mut Vec<f32>,
+    logits: &mut [f32],
+) {
+    let (team, isa, vocab_size) = (context.team, context.isa, context.config.vocab_size);
+    let multiply = |y: &mut [f32]| weights.head.multiply(team, isa, normed, y, Store::Replace);
+    if context.exchange.ranks() == 1 {
+        return multiply(logits);
+    }
+    let count = logits.len() / vocab_size.max(1);
+    part.resize(count * weights.head.outputs(), 0.0);
+    multiply(part);
+    let mut first = 0;
+    context.exchange.collect(part, &mut |_, part| {
+        let width = part.len() / count.max(1);
+        let rows = part.chunks_exact(width.max(1));
+        for (row, part) in logits.chunks_exact_mut(vocab_size).zip(rows) {
+            row[first..first + width].copy_from_slice(part);
+        }
+        first += width;
+    });
 }
 
 /// Rows that one sampler decides.

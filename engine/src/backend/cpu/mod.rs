@@ -36,7 +36,7 @@ mod weights;
 
 use std::sync::Arc;
 
-use crate::model::{Model, ModelConfig};
+use crate::model::{Model, ModelConfig, Shard};
 
 use self::forward::Forward;
 use self::kernels::{Isa, LANES};
@@ -44,6 +44,8 @@ use self::kv_memory::{KvElement, KvGeometry, KvMemory};
 use self::team::Team;
 use self::weights::CpuWeights;
 
+use super::exchange::{Alone, Exchange, ThreadRank};
+use super::parallel::TensorParallel;
 use super::{Backend, BackendError, BackendInfo, KvLayout, SleepLevel, Step, StepOutput};
 
 /// Heads wider than this are refused; it bounds the attention's accumulators on the stack.
@@ -55,8 +57,10 @@ const MAX_THREADS: usize = 1024;
 /// How the backend computes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct CpuOptions {
-    /// Threads; 0 for as many as the machine has.
+    /// Threads of each rank; 0 for as many as the machine has.
     pub threads: usize,
+    /// Tensor-parallel ranks that [`CpuBackend::group`] makes; 0 is 1.
+    pub ranks: usize,
     /// What weights become; none for as they are.
     pub quantization: Option<Quantization>,
     /// What keys and values are kept as.
@@ -113,8 +117,11 @@ pub struct CpuBackend {
     /// One copy for all data-parallel ranks.
     weights: Arc<CpuWeights>,
     config: Arc<ModelConfig>,
+    exchange: Arc<dyn Exchange>,
     kv: KvMemory,
     forward: Forward,
+    /// What the step under way brings.
+    brought: StepOutput,
     /// As allocated; a backend that wakes up takes the same again.
     layout: Option<KvLayout>,
 }
@@ -125,16 +132,48 @@ impl CpuBackend {
     /// # Errors
     /// When the model's heads are too wide, threads cannot be started, or the weights do not fit.
     pub fn new(model: &Model, options: impl Into<CpuOptions>) -> Result<Self, BackendError> {
+        Self::of_rank(model, options, Arc::new(Alone))
+    }
+
+    /// As many ranks as the options say, each of which packs its part of `model`.
+    ///
+    /// # Errors
+    /// As [`CpuBackend::of_rank`].
+    pub fn group(model: &Model, options: CpuOptions) -> Result<Box<dyn Backend>, BackendError> {
+        let mut ranks = ThreadRank::group(options.ranks.max(1))
+            .into_iter()
+            .map(|rank| Self::of_rank(model, options, Arc::new(rank)));
+        let first = match (options.ranks, ranks.next()) {
+            (2.., Some(first)) => first?,
+            _ => return Ok(Box::new(Self::new(model, options)?)),
+        };
+        let others: Vec<Self> = ranks.collect::<Result<_, _>>()?;
+        Ok(Box::new(TensorParallel::new(first, others)))
+    }
+
+    /// Packs what one rank of a tensor-parallel group holds of `model`. The ranks of `exchange` compute each step
+    /// together, and rank 0 has the outcome.
+    ///
+    /// # Errors
+    /// As [`CpuBackend::new`]; and when the model cannot be shared by so many.
+    pub fn of_rank(
+        model: &Model,
+        options: impl Into<CpuOptions>,
+        exchange: Arc<dyn Exchange>,
+    ) -> Result<Self, BackendError> {
         let CpuOptions {
             threads,
             quantization,
             kv_cache,
+            ..
         } = options.into();
         let wrong = |reason: String| BackendError::Model {
             backend: "cpu",
             reason,
         };
-        let config = &model.config;
+        let shard = Shard::new(exchange.rank(), exchange.ranks(), &model.config)
+            .map_err(|error| wrong(error.to_string()))?;
+        let config = &shard.config(&model.config);
         if config.head_dim > MAX_HEAD_DIM {
             let reason = format!("head_dim is {}; at most {MAX_HEAD_DIM}", config.head_dim);
             return Err(wrong(reason));
@@ -145,7 +184,7 @@ impl CpuBackend {
             threads => threads.min(MAX_THREADS),
         };
         let team = team(threads)?;
-        let weights = CpuWeights::load(&team, model, quantization)?;
+        let weights = CpuWeights::load(&team, model, quantization, shard)?;
         let geometry = KvGeometry::new(config, kv_cache.element(config.head_dim)?);
         Ok(Self {
             info: BackendInfo {
@@ -159,14 +198,17 @@ impl CpuBackend {
                 kv_bytes_per_token: geometry.bytes_per_block(LANES) / LANES,
                 kv_memory_bytes: None,
                 layers: config.layers as u32,
+                ahead: false,
             },
             team,
             threads,
             isa,
             weights: Arc::new(weights),
             config: Arc::new(config.clone()),
+            exchange,
             kv: KvMemory::new(geometry),
             forward: Forward::new(config),
+            brought: StepOutput::default(),
             layout: None,
         })
     }
@@ -203,24 +245,38 @@ impl Backend for CpuBackend {
             .map_or(Ok(()), |layout| self.kv.allocate(layout))
     }
 
-    fn forward(&mut self, step: &Step, out: &mut StepOutput) -> Result<(), BackendError> {
+    fn begin(&mut self, step: &Step) -> Result<(), BackendError> {
         let Self {
             team,
             isa,
             weights,
             kv,
             forward,
+            exchange,
+            brought,
             ..
         } = self;
         forward.check(step).map_err(BackendError::Step)?;
         for copy in &step.copies {
             kv.copy(copy);
         }
-        forward.compute(team, *isa, weights, kv, step, out);
+        brought.clear();
+        forward.compute(team, *isa, weights, kv, (step, exchange.as_ref()), brought);
+        Ok(())
+    }
+
+    fn finish(&mut self, out: &mut StepOutput) -> Result<(), BackendError> {
+        std::mem::swap(&mut self.brought, out);
         Ok(())
     }
 
     fn another(&self) -> Result<Box<dyn Backend>, BackendError> {
+        if self.exchange.ranks() > 1 {
+            return Err(BackendError::Start {
+                backend: "cpu",
+                reason: "a tensor-parallel rank has no other of its kind".to_owned(),
+            });
+        }
         Ok(Box::new(Self {
             info: self.info.clone(),
             team: team(self.threads)?,
@@ -228,8 +284,10 @@ impl Backend for CpuBackend {
             isa: self.isa,
             weights: Arc::clone(&self.weights),
             config: Arc::clone(&self.config),
+            exchange: Arc::clone(&self.exchange),
             kv: KvMemory::new(self.kv.geometry),
             forward: Forward::new(&self.config),
+            brought: StepOutput::default(),
             layout: None,
         }))
     }

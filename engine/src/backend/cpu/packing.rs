@@ -2,7 +2,7 @@
 //!
 //! bf16 stays as it is, or becomes f32. 8-bit integers are the nearest multiples of one scale a row, the row's largest
 //! magnitude over 127: half the bytes of bf16, and each weight off by at most half a step. f16 has more digits than
-//! bf16 and becomes f32.
+//! bf16 and becomes f32; so does e4m3 with its scale.
 
 use half::{bf16, f16};
 
@@ -10,7 +10,7 @@ use super::columns::each_chunk;
 use super::kernels::{LANES, Lanes, Packed, Pairs, Quants};
 use super::pages::Pages;
 use super::team::Team;
-use crate::model::{ElementType, Tensor};
+use crate::model::{ElementType, Scales, Tensor, e4m3};
 
 /// Largest magnitude of a quantised weight.
 const QUANT_MAX: f32 = 127.0;
@@ -134,6 +134,8 @@ struct Rows<'a> {
 struct Row<'a> {
     element: ElementType,
     bytes: &'a [u8],
+    /// What its elements are multiplied by, and its number among the rows of its tensor.
+    scales: Option<(Scales<'a>, usize)>,
 }
 
 impl<'a> Rows<'a> {
@@ -144,6 +146,7 @@ impl<'a> Rows<'a> {
                 return Some(Row {
                     element: tensor.element,
                     bytes: tensor.bytes.get(output * width..(output + 1) * width)?,
+                    scales: tensor.scales.map(|scales| (scales, output)),
                 });
             }
             output -= tensor.shape[0];
@@ -178,6 +181,16 @@ impl Row<'_> {
             }
             ElementType::F16 => room.extend(halves.iter().map(|b| f16::from_le_bytes(*b).to_f32())),
             ElementType::F32 => room.extend(wholes.iter().map(|b| f32::from_le_bytes(*b))),
+            ElementType::E4m3 => room.extend(self.bytes.iter().map(|bits| e4m3(*bits))),
+        }
+        if let Some((scales, row)) = self.scales {
+            let [_, each] = scales.grain.each();
+            for (index, values) in room.chunks_mut(each).enumerate() {
+                let scale = scales.at(row, index * each);
+                for value in values {
+                    *value *= scale;
+                }
+            }
         }
         room
     }

@@ -1,8 +1,10 @@
 //! The backend against a forward pass written from the model's definition in f64, without cache, batch or tiles.
 
 mod allocation;
+mod fp8;
 mod logits;
 mod naive;
+mod parallel;
 mod tier;
 
 use proptest::prelude::*;
@@ -243,7 +245,7 @@ fn weights_that_stay_bf16_compute_the_same_model() {
     let shape = small();
     let mut rig = Rig::new(&shape, 1, 16);
     let team = &rig.backend.team;
-    let weights = CpuWeights::load_as(team, &rig.model, Storage::Bf16).unwrap();
+    let weights = CpuWeights::load_as(team, &rig.model, Storage::Bf16, Shard::WHOLE).unwrap();
     rig.backend.weights = weights.into();
     let mut sequences = rig.sequences(&[20], 1);
     let expected = naive::log_probabilities(&rig.model, &sequences[0].tokens);

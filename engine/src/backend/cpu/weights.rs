@@ -5,7 +5,7 @@ use super::matrix::Matrix;
 use super::packing::Storage;
 use super::team::Team;
 use crate::backend::BackendError;
-use crate::model::{ElementType, FeedForward, Layer, Mlp, Model, Tensor, Tensors};
+use crate::model::{ElementType, FeedForward, Layer, Mlp, Model, Shard, Tensor, Tensors};
 
 /// Models of at most this many weights are widened to f32 at load. They stay in the caches, where widening on the
 /// fly costs more than the bytes it saves; larger ones are read from memory, where the bytes are what counts.
@@ -57,11 +57,12 @@ pub(super) struct CpuMlp {
 }
 
 impl CpuWeights {
-    /// Packs the weights of `model`, as int8 when that is asked for.
+    /// Packs this rank's weights of `model`, as int8 when that is asked for.
     pub(super) fn load(
         team: &Team,
         model: &Model,
         quantization: Option<Quantization>,
+        shard: Shard,
     ) -> Result<Self, BackendError> {
         let large = model.config.parameters() > WIDEN_UP_TO;
         let storage = match quantization {
@@ -69,7 +70,7 @@ impl CpuWeights {
             None if large && only_bf16(&model.tensors().map_err(wrong)?) => Storage::Bf16,
             None => Storage::F32,
         };
-        Self::load_as(team, model, storage)
+        Self::load_as(team, model, storage, shard)
     }
 
     /// Packs the weights as they are to be stored.
@@ -77,10 +78,13 @@ impl CpuWeights {
         team: &Team,
         model: &Model,
         storage: Storage,
+        shard: Shard,
     ) -> Result<Self, BackendError> {
         let tensors = model.tensors().map_err(wrong)?;
         let packer = Packer { team, storage };
         let layers = tensors.layers.iter().map(|layer| {
+            let part = shard.layer(layer, &model.config);
+            let layer = part.view();
             Ok(CpuLayer {
                 input_norm: layer.input_norm.to_vec(),
                 qkv: packer.pack(&layer.qkv)?,
@@ -95,12 +99,16 @@ impl CpuWeights {
             })
         });
         let layers = layers.collect::<Result<_, BackendError>>()?;
-        let embedding = tensors.head.map(|_| packer.pack(&[tensors.embedding]));
+        // A rank embeds every token, and has some rows of the head only.
+        let separate = tensors.head.is_some() || !shard.is_whole();
+        let embedding = separate.then(|| packer.pack(&[tensors.embedding]));
+        let head = tensors.head.as_ref().unwrap_or(&tensors.embedding);
+        let head = shard.head(head, &model.config);
         Ok(Self {
             storage,
             layers,
             norm: tensors.norm.to_vec(),
-            head: packer.pack(&[tensors.head.unwrap_or(tensors.embedding)])?,
+            head: packer.pack(&[head.view()])?,
             embedding: embedding.transpose()?,
         })
     }
@@ -158,8 +166,9 @@ fn wrong(error: impl std::fmt::Display) -> BackendError {
     }
 }
 
-/// Whether all matrices can stay bf16 without losing anything. f16 has more digits, so it becomes f32.
-fn only_bf16(tensors: &Tensors<'_>) -> bool {
+/// Whether all matrices can stay bf16 without losing anything. f16 has more digits, and so has e4m3 with its scale: they
+/// become f32.
+pub(super) fn only_bf16(tensors: &Tensors<'_>) -> bool {
     let is = |tensor: &Tensor<'_>| tensor.element == ElementType::Bf16;
     let mlp = |mlp: &Mlp<'_>| mlp.gate_up.iter().all(is) && is(&mlp.down);
     let layer = |layer: &Layer<'_>| {

@@ -22,6 +22,9 @@ pub struct SimBackend {
     pace: Pace,
     clock: WallClock,
     block_size: u32,
+    /// What the step under way brings, and until when to wait for it.
+    answers: StepOutput,
+    ends_at: Option<Duration>,
 }
 
 impl SimBackend {
@@ -38,6 +41,7 @@ impl SimBackend {
                 kv_bytes_per_token: model.kv_bytes_per_token() as usize,
                 kv_memory_bytes: Some(time.kv_memory()),
                 layers: 1,
+                ahead: false,
             },
             time,
             tokens,
@@ -46,6 +50,8 @@ impl SimBackend {
             pace: Pace::new(speedup),
             clock: WallClock::start(),
             block_size: 1,
+            answers: StepOutput::default(),
+            ends_at: None,
         }
     }
 
@@ -109,13 +115,22 @@ impl Backend for SimBackend {
         Ok(Box::new(another))
     }
 
-    fn forward(&mut self, step: &Step, out: &mut StepOutput) -> Result<(), BackendError> {
+    fn begin(&mut self, step: &Step) -> Result<(), BackendError> {
         let now = self.clock.now();
-        let time = self.compute(step, out).mul_f64(self.faults.step_factor());
-        if let Some(deadline) = self.pace.begin(now, time) {
+        let mut answers = std::mem::take(&mut self.answers);
+        let time = self.compute(step, &mut answers);
+        self.answers = answers;
+        let time = time.mul_f64(self.faults.step_factor());
+        self.ends_at = self.pace.begin(now, time);
+        Ok(())
+    }
+
+    fn finish(&mut self, out: &mut StepOutput) -> Result<(), BackendError> {
+        if let Some(deadline) = self.ends_at.take() {
             self.clock.wait_until(deadline);
         }
         self.pace.end(self.clock.now());
+        std::mem::swap(&mut self.answers, out);
         Ok(())
     }
 }

@@ -6,16 +6,16 @@ use super::*;
 
 /// One request of a random load.
 #[derive(Clone, Debug)]
-struct Load {
+pub(super) struct Load {
     family: u32,
     shared: u32,
-    prompt: u32,
-    sampling: SamplingParams,
+    pub(super) prompt: u32,
+    pub(super) sampling: SamplingParams,
     priority: i32,
     arrives: u32,
     aborted: Option<u32>,
     deadline: Option<u32>,
-    embed: bool,
+    pub(super) embed: bool,
 }
 
 impl Load {
@@ -64,7 +64,7 @@ fn sampling() -> impl Strategy<Value = SamplingParams> {
         )
 }
 
-fn load() -> impl Strategy<Value = Load> {
+pub(super) fn load() -> impl Strategy<Value = Load> {
     (
         (0_u32..3, 0_u32..24, 1_u32..32),
         sampling(),
@@ -93,14 +93,14 @@ fn load() -> impl Strategy<Value = Load> {
 
 /// What happens to the engine as a whole.
 #[derive(Clone, Copy, Debug)]
-enum Incident {
+pub(super) enum Incident {
     /// A pause for so many turns.
     Pause(Pause, u32),
     /// Everybody loses their blocks, and the prefix cache is emptied.
     Reset,
 }
 
-fn incident() -> impl Strategy<Value = (u32, Incident)> {
+pub(super) fn incident() -> impl Strategy<Value = (u32, Incident)> {
     let kind = prop_oneof![
         (1_u32..6).prop_map(|turns| Incident::Pause(Pause::Everything, turns)),
         (1_u32..6).prop_map(|turns| Incident::Pause(Pause::Admission, turns)),
@@ -109,7 +109,7 @@ fn incident() -> impl Strategy<Value = (u32, Incident)> {
     (0_u32..40, kind)
 }
 
-fn limits() -> impl Strategy<Value = SchedulerConfig> {
+pub(super) fn limits() -> impl Strategy<Value = SchedulerConfig> {
     (
         (
             1_u32..7,
@@ -200,6 +200,56 @@ fn play(
     }
 }
 
+/// Plays a load, and holds what came of it against what each request gets alone.
+pub(super) fn check(
+    mut rig: Rig,
+    loads: &[Load],
+    incidents: &[(u32, Incident)],
+) -> Result<Rig, TestCaseError> {
+    let config = rig.config.clone();
+    let numbers = play(&mut rig, loads, incidents);
+    prop_assert_eq!(rig.scheduler.pool().used(), 0, "blocks leaked");
+    prop_assert!(rig.scheduler.deadlines.is_empty());
+    prop_assert!(config.layers > 1 || rig.backend.slices == 0);
+    prop_assert!(rig.backend.largest_step <= config.max_num_batched_tokens as usize);
+    for (load, number) in loads.iter().zip(numbers) {
+        let number = number.unwrap();
+        let request = load.request();
+        let (tokens, finish) = alone(&request, &config);
+        let got = rig.tokens.get(&number).cloned().unwrap_or_default();
+        match &rig.finished[&number] {
+            Finish::Abort => {
+                prop_assert!(load.aborted.is_some());
+                prop_assert!(tokens.starts_with(&got));
+            }
+            Finish::Deadline => {
+                prop_assert!(load.deadline.is_some());
+                prop_assert!(tokens.starts_with(&got));
+            }
+            got_finish => {
+                prop_assert_eq!(&got, &tokens);
+                prop_assert_eq!(got_finish, &finish);
+                prop_assert_eq!(rig.embeddings.contains_key(&number), load.embed);
+            }
+        }
+        let wants_rows = request.sampling.prompt_logprobs.is_some() && !load.embed;
+        if wants_rows && !got.is_empty() {
+            let rows = rig.prompt_logprobs.get(&number);
+            let rows = rows.map_or(&[][..], Vec::as_slice);
+            let rows: Vec<f32> = rows.iter().map(|row| row.logprob).collect();
+            prop_assert_eq!(rows, prompt_rows_of(&request.prompt));
+        }
+    }
+    let stats = rig.scheduler.stats();
+    prop_assert_eq!((stats.running, stats.waiting, stats.blocks_used), (0, 0, 0));
+    prop_assert_eq!(stats.queued_tokens, 0);
+    if config.prefix_cache.is_none() {
+        let cleared = |event: &Event<_>| *event == Event::AllBlocksCleared;
+        prop_assert!(rig.events.iter().all(cleared));
+    }
+    Ok(rig)
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(192))]
 
@@ -211,44 +261,6 @@ proptest! {
         incidents in proptest::collection::vec(incident(), 0..4),
         config in limits(),
     ) {
-        let mut rig = Rig::new(config.clone());
-        let numbers = play(&mut rig, &loads, &incidents);
-        prop_assert_eq!(rig.scheduler.pool().used(), 0, "blocks leaked");
-        prop_assert!(rig.scheduler.deadlines.is_empty());
-        prop_assert!(config.layers > 1 || rig.backend.slices == 0);
-        prop_assert!(rig.backend.largest_step <= config.max_num_batched_tokens as usize);
-        for (load, number) in loads.iter().zip(numbers) {
-            let number = number.unwrap();
-            let request = load.request();
-            let (tokens, finish) = alone(&request, &config);
-            let got = rig.tokens.get(&number).cloned().unwrap_or_default();
-            match &rig.finished[&number] {
-                Finish::Abort => {
-                    prop_assert!(load.aborted.is_some());
-                    prop_assert!(tokens.starts_with(&got));
-                }
-                Finish::Deadline => {
-                    prop_assert!(load.deadline.is_some());
-                    prop_assert!(tokens.starts_with(&got));
-                }
-                got_finish => {
-                    prop_assert_eq!(&got, &tokens);
-                    prop_assert_eq!(got_finish, &finish);
-                    prop_assert_eq!(rig.embeddings.contains_key(&number), load.embed);
-                }
-            }
-            let wants_rows = request.sampling.prompt_logprobs.is_some() && !load.embed;
-            if wants_rows && !got.is_empty() {
-                let rows = rig.prompt_logprobs.get(&number).map_or(&[][..], Vec::as_slice);
-                let rows: Vec<f32> = rows.iter().map(|row| row.logprob).collect();
-                prop_assert_eq!(rows, prompt_rows_of(&request.prompt));
-            }
-        }
-        let stats = rig.scheduler.stats();
-        prop_assert_eq!((stats.running, stats.waiting, stats.blocks_used), (0, 0, 0));
-        prop_assert_eq!(stats.queued_tokens, 0);
-        if config.prefix_cache.is_none() {
-            prop_assert!(rig.events.iter().all(|event| *event == Event::AllBlocksCleared));
-        }
+        check(Rig::new(config), &loads, &incidents)?;
     }
 }

@@ -6,7 +6,7 @@ use super::*;
 use crate::backend::SleepLevel;
 
 /// A backend that counts how often it slept and woke, and refuses level 2.
-struct Sleeper {
+pub(super) struct Sleeper {
     inner: HashBackend,
     layout: KvLayout,
     slept: Arc<AtomicU32>,
@@ -23,13 +23,17 @@ impl Backend for Sleeper {
         self.inner.allocate(layout)
     }
 
-    fn forward(&mut self, step: &Step, out: &mut StepOutput) -> Result<(), BackendError> {
+    fn begin(&mut self, step: &Step) -> Result<(), BackendError> {
         assert_eq!(
             self.slept.load(Ordering::Acquire) % 2,
             0,
             "a step while asleep"
         );
-        self.inner.forward(step, out)
+        self.inner.begin(step)
+    }
+
+    fn finish(&mut self, out: &mut StepOutput) -> Result<(), BackendError> {
+        self.inner.finish(out)
     }
 
     fn sleep(&mut self, level: SleepLevel) -> Result<(), BackendError> {
@@ -49,27 +53,34 @@ impl Backend for Sleeper {
     }
 }
 
+impl Sleeper {
+    pub(super) fn new(wakes: bool) -> (Self, Arc<AtomicU32>) {
+        let slept = Arc::new(AtomicU32::new(0));
+        let layout = KvLayout {
+            block_size: 1,
+            blocks: 1,
+            host_blocks: 0,
+        };
+        let backend = Self {
+            inner: HashBackend::new(97),
+            layout,
+            slept: Arc::clone(&slept),
+            wakes,
+        };
+        (backend, slept)
+    }
+}
+
 fn sleeper(wakes: bool) -> (Rig, Arc<AtomicU32>) {
-    let slept = Arc::new(AtomicU32::new(0));
-    let layout = KvLayout {
-        block_size: 1,
-        blocks: 1,
-        host_blocks: 0,
-    };
-    let backend = Sleeper {
-        inner: HashBackend::new(97),
-        layout,
-        slept: Arc::clone(&slept),
-        wakes,
-    };
+    let (backend, slept) = Sleeper::new(wakes);
     (Rig::start(Box::new(backend)), slept)
 }
 
-async fn soon<T>(future: impl Future<Output = T>) -> T {
+pub(super) async fn soon<T>(future: impl Future<Output = T>) -> T {
     tokio::time::timeout(DEADLINE, future).await.unwrap()
 }
 
-async fn finish_of(mut stream: RequestStream) -> Option<Finish> {
+pub(super) async fn finish_of(mut stream: RequestStream) -> Option<Finish> {
     let mut finish = None;
     while let Some(update) = soon(stream.next()).await {
         finish = update.finish;

@@ -18,6 +18,7 @@ fn tensor<'a>(bytes: &'a [u8], shape: &'a [usize; 2]) -> Tensor<'a> {
         element: ElementType::F32,
         shape,
         bytes,
+        scales: None,
     }
 }
 
@@ -179,6 +180,7 @@ fn bf16_tensors_stay_as_they_are() {
         element: ElementType::Bf16,
         shape: &[20, 7],
         bytes: &bytes,
+        scales: None,
     };
     let team = Team::new(1).unwrap();
     for storage in [Storage::F32, Storage::Bf16] {

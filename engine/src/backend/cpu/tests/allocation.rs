@@ -4,10 +4,11 @@
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
+use std::collections::VecDeque;
 use std::time::Duration;
 
 use super::{Rig, small};
-use crate::backend::{Backend, Step, StepOutput};
+use crate::backend::{Backend, Sampled, Step, StepOutput};
 use crate::kv::HashRecipe;
 use crate::sample::SamplingParams;
 use crate::scheduler::{NewRequest, Outcome, Scheduler, SchedulerConfig};
@@ -49,21 +50,7 @@ fn allocations(work: impl FnOnce()) -> u64 {
 #[test]
 fn steps_allocate_nothing_after_warm_up() {
     let mut rig = Rig::new(&small(), 1, 16);
-    let config = SchedulerConfig {
-        block_size: 16,
-        blocks: 64,
-        max_num_seqs: 4,
-        max_num_batched_tokens: 24,
-        max_num_queued: 8,
-        max_model_len: 256,
-        vocab_size: 61,
-        prefix_cache: Some(HashRecipe::sha256_cbor("vllm-none-hash")),
-        kv_events: false,
-        eos_token_ids: vec![],
-        seed: 0,
-        ..SchedulerConfig::default()
-    };
-    let mut scheduler = Scheduler::new(config).unwrap();
+    let mut scheduler = scheduler();
     let (mut step, mut output) = (Step::default(), StepOutput::default());
     let mut outcome = Outcome::default();
     let mut turn = |scheduler: &mut Scheduler| {
@@ -75,9 +62,9 @@ fn steps_allocate_nothing_after_warm_up() {
         any
     };
     // The first load is the warm-up: buffers that hold whole contexts grow as far as these requests go.
-    add_requests(&mut scheduler, 0);
+    add_requests(&mut scheduler, 0, 1.1);
     while turn(&mut scheduler) {}
-    add_requests(&mut scheduler, 7);
+    add_requests(&mut scheduler, 7, 1.1);
     let counted = allocations(|| {
         // The first token comes in the second turn, so none has its last one after these.
         for _ in 0..MAX_TOKENS {
@@ -93,14 +80,71 @@ fn steps_allocate_nothing_after_warm_up() {
     assert_eq!(counted, 0);
 }
 
-/// Four requests with every kind of work in sampling.
-fn add_requests(scheduler: &mut Scheduler, first_token: u32) {
+#[test]
+fn steps_formed_ahead_allocate_nothing_after_warm_up() {
+    let mut scheduler = scheduler();
+    let (mut step, mut output) = (Step::default(), StepOutput::default());
+    let mut outcome = Outcome::default();
+    let mut begun = VecDeque::with_capacity(2);
+    let mut ahead = 0;
+    let mut turn = |scheduler: &mut Scheduler| {
+        if begun.is_empty() && scheduler.schedule(Duration::ZERO, &mut step) {
+            begun.push_back(step.samples.len());
+        }
+        if scheduler.schedule_ahead(Duration::ZERO, &mut step) {
+            begun.push_back(step.samples.len());
+            ahead += 1;
+        }
+        let samples = begun.pop_front();
+        output.clear();
+        output
+            .sampled
+            .extend((0..samples.unwrap_or(0)).map(|_| Sampled {
+                token: Some(1),
+                logprob: None,
+            }));
+        scheduler.complete(&mut output, Duration::ZERO, &mut outcome);
+        samples.is_some()
+    };
+    add_requests(&mut scheduler, 0, 1.0);
+    while turn(&mut scheduler) {}
+    add_requests(&mut scheduler, 7, 1.0);
+    let counted = allocations(|| {
+        for _ in 0..MAX_TOKENS {
+            turn(&mut scheduler);
+        }
+    });
+    assert_eq!(scheduler.stats().running, 4);
+    assert!(ahead > 3 * MAX_TOKENS / 2, "{ahead}");
+    assert_eq!(counted, 0);
+}
+
+fn scheduler() -> Scheduler {
+    let config = SchedulerConfig {
+        block_size: 16,
+        blocks: 64,
+        max_num_seqs: 4,
+        max_num_batched_tokens: 24,
+        max_num_queued: 8,
+        max_model_len: 256,
+        vocab_size: 61,
+        prefix_cache: Some(HashRecipe::sha256_cbor("vllm-none-hash")),
+        kv_events: false,
+        eos_token_ids: vec![],
+        seed: 0,
+        ..SchedulerConfig::default()
+    };
+    Scheduler::new(config).unwrap()
+}
+
+/// Four requests with every kind of work in sampling; without a penalty all of it can go ahead.
+fn add_requests(scheduler: &mut Scheduler, first_token: u32, repetition_penalty: f32) {
     for index in 0..4 {
         let sampling = SamplingParams {
             temperature: 0.8,
             top_k: 20,
             top_p: 0.9,
-            repetition_penalty: 1.1,
+            repetition_penalty,
             ..SamplingParams::greedy(MAX_TOKENS)
         };
         let first = first_token + index;
