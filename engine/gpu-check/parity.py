@@ -10,7 +10,7 @@ import statistics
 
 import models
 from table import Peer
-from worker import Worker
+from worker import Worker, ranks
 
 PROMPT = 200
 TOKENS = 24
@@ -27,13 +27,34 @@ def run(here, home, rehearsal):
             rows.append({"model": name, **compare(here, home, config, fp8, rehearsal)})
         except Exception as error:
             rows.append({"model": name, "passed": False, "error": f"{type(error).__name__}: {error}"[:500]})
+    if ranks(rehearsal) > 1:
+        config = models.LLAMA_8B | small
+        try:
+            rows.append({"model": f"llama, {ranks(rehearsal)} ranks", **together(here, home, config, rehearsal)})
+        except Exception as error:
+            rows.append({"model": "llama, ranks", "passed": False, "error": f"{type(error).__name__}: {error}"[:500]})
     return rows
 
 
-def compare(here, home, config, fp8, rehearsal):
+def together(here, home, config, rehearsal):
+    """Ranks that share a model against one that has all of it."""
+    folder, prompt = written(here, home, config, False)
+    backend = "cpu" if rehearsal else "cuda"
+    one = of_worker(here, home, folder, backend, prompt)
+    all_ = of_worker(here, home, folder, backend, prompt, ranks(rehearsal))
+    off = mean_off(all_["logprobs"], one["logprobs"])
+    return {"off_from_one_rank": off, "passed": off < 0.02 and agree(all_["tokens"], one["tokens"], one["leads"], 0.1)}
+
+
+def written(here, home, config, fp8):
+    """A model's folder and a prompt for it."""
     folder = models.write(home / f"parity-{config['model_type']}-{fp8}", config, here / "demo-model", fp8=fp8)
     chosen = random.Random(3)
-    prompt = [chosen.randrange(3, config["vocab_size"] - 1) for _ in range(PROMPT)]
+    return folder, [chosen.randrange(3, config["vocab_size"] - 1) for _ in range(PROMPT)]
+
+
+def compare(here, home, config, fp8, rehearsal):
+    folder, prompt = written(here, home, config, fp8)
     cpu = of_worker(here, home, folder, "cpu", prompt)
     gpu = cpu if rehearsal else of_worker(here, home, folder, "cuda", prompt)
     if fp8:
@@ -51,10 +72,10 @@ def compare(here, home, config, fp8, rehearsal):
     return {"mean_off_from_f32": offs, "same_tokens": same, "passed": close and all(same)}
 
 
-def of_worker(here, home, folder, backend, prompt):
+def of_worker(here, home, folder, backend, prompt, size=1):
     """Log probabilities of a prompt's tokens, and greedy tokens with their leads."""
     share = ["--gpu-memory-utilization", 0.5] if backend == "cuda" else []
-    flags = ["--backend", backend, *share, "--max-model-len", 1024]
+    flags = ["--backend", backend, *share, "--max-model-len", 1024, "--tensor-parallel-size", size]
     with Worker(here / "engine", folder, home / f"parity-{backend}.log", *flags) as worker:
         worker.ready(120)
         answer, _ = worker.complete(prompt, TOKENS, prompt_logprobs=0, logprobs=2, return_token_ids=True, return_tokens_as_token_ids=True)

@@ -12,7 +12,7 @@ import subprocess
 import sys
 
 import models
-from worker import Worker
+from worker import Worker, ranks
 
 GOALS = {
     "decode, batch 1": ("share_of_copy_rate", 0.85, "at least"),
@@ -69,12 +69,14 @@ class Table:
                 self.guard("prefill, 8192 tokens", self.prefill, worker)
                 self.guard("256 requests of 512 + 256 tokens", self.throughput, worker, peer)
         self.guard("decode of FP8 weights, batch 1", self.fp8, bf16)
+        if ranks(self.rehearsal) > 1:
+            self.guard("decode, batch 1, over ranks", self.over_ranks, folder, bf16)
         return self.rows
 
-    def worker(self, folder, name, share):
+    def worker(self, folder, name, share, *more):
         device = ["--backend", "cpu"] if self.rehearsal else ["--backend", "cuda", "--gpu-memory-utilization", share]
         sizes = ["--max-model-len", 9216, "--max-num-batched-tokens", 8192, "--max-num-seqs", 256]
-        return Worker(self.here / "engine", folder, self.home / f"worker-{name}.log", *device, *sizes)
+        return Worker(self.here / "engine", folder, self.home / f"worker-{name}.log", *device, *sizes, *more)
 
     def guard(self, what, measure, *arguments):
         """A measurement that fails leaves a row that says so, and the others theirs."""
@@ -170,3 +172,14 @@ class Table:
         more = {"times_bf16": round(bf16 / gap, 3)} if bf16 else {}
         bytes_ = work["weight_bytes"] + (128 + tokens / 2) * work["kv_bytes"]
         self.row("decode of FP8 weights, batch 1", gap, bytes_, work["operations"], **more)
+
+    def over_ranks(self, folder, bf16):
+        size, tokens = ranks(self.rehearsal), 16 if self.rehearsal else 256
+        with self.worker(folder, "ranks", 0.45, "--tensor-parallel-size", size) as worker:
+            worker.ready(120)
+            gap = statistics.median(self.decode(worker, tokens) for _ in range(ROUNDS))
+        work = models.work(self.config)
+        more = {"ranks": size, "times_one": round(bf16 / gap, 3)} if bf16 else {"ranks": size}
+        # Bytes of each rank.
+        bytes_ = (work["weight_bytes"] + (128 + tokens / 2) * work["kv_bytes"]) / size
+        self.row("decode, batch 1, over ranks", gap, bytes_, work["operations"] / size, **more)

@@ -11,6 +11,18 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 
+def ranks(rehearsal):
+    """How many share a model: the GPUs that are there, up to 8 and a power of two; in a rehearsal two threads."""
+    if rehearsal:
+        return 2
+    try:
+        listed = subprocess.run(["nvidia-smi", "-L"], stdout=subprocess.PIPE, text=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError):
+        return 1
+    count = sum(line.startswith("GPU ") for line in listed.splitlines())
+    return max(size for size in (1, 2, 4, 8) if size <= max(count, 1))
+
+
 class Worker:
     """A worker of one model; use it as a context, which stops it at the end."""
 

@@ -1,7 +1,8 @@
 //! Where the ranks of a tensor-parallel group meet: they add up what each has, or put their parts side by side.
 //!
 //! All ranks take part in the same meetings in the same order. Sums go by rank, so every rank has the same bits. Among
-//! threads of one process the meeting is a barrier and shared memory; among GPUs it is NCCL's business.
+//! threads of one process the meeting is a barrier and shared memory; among GPUs it is NCCL's business (see
+//! `cuda::nccl`).
 
 use std::sync::{Arc, Barrier};
 
@@ -76,6 +77,18 @@ impl ThreadRank {
             let mut brought = brought.lock();
             brought.clear();
             brought.extend_from_slice(values);
+        }
+        self.group.barrier.wait();
+    }
+}
+
+#[cfg(test)]
+impl ThreadRank {
+    /// Calls `take` on every rank with what each rank has, in their order.
+    pub(super) fn share(&self, own: &[f32], take: &mut dyn FnMut(usize, &[f32])) {
+        self.bring(own);
+        for (rank, brought) in self.group.brought.iter().enumerate() {
+            take(rank, &brought.lock());
         }
         self.group.barrier.wait();
     }

@@ -1,7 +1,8 @@
 //! A tensor-parallel group as one backend: each rank a thread and a backend of its own, all of them computing every step.
 //!
-//! Ranks meet within their steps (see [`super::exchange`]); rank 0 has the outcome. A rank that fails leaves the others
-//! waiting for it, so backends that can fail in the middle of a step must break the meeting off themselves.
+//! Ranks meet within their steps (see [`super::exchange`]), when these begin and when they are finished; rank 0 has the
+//! outcome. A rank that fails leaves the others waiting for it, so backends that can fail in the middle of a step must
+//! break the meeting off themselves.
 
 use super::{Backend, BackendError, BackendInfo, KvLayout, SleepLevel, Step, StepOutput};
 
@@ -42,6 +43,27 @@ impl<B: Backend> TensorParallel<B> {
         }
     }
 
+    /// Every rank at once, each with a place for an outcome, of which `out` is rank 0's.
+    fn together(
+        &mut self,
+        out: &mut StepOutput,
+        work: impl Fn(&mut B, &mut StepOutput) -> Result<(), BackendError> + Sync,
+    ) -> Result<(), BackendError> {
+        let (Self { first, others, .. }, work) = (self, &work);
+        std::thread::scope(|scope| {
+            let others: Vec<_> = others
+                .iter_mut()
+                .map(|(rank, out)| scope.spawn(move || work(rank, out)))
+                .collect();
+            let own = work(first, out);
+            for other in others {
+                let panicked = || BackendError::Step("a tensor-parallel rank panicked".to_owned());
+                other.join().map_err(|_| panicked())??;
+            }
+            own
+        })
+    }
+
     fn each(
         &mut self,
         work: impl Fn(&mut B) -> Result<(), BackendError>,
@@ -63,27 +85,11 @@ impl<B: Backend> Backend for TensorParallel<B> {
     }
 
     fn begin(&mut self, step: &Step) -> Result<(), BackendError> {
-        let Self { first, others, .. } = self;
-        std::thread::scope(|scope| {
-            let others: Vec<_> = others
-                .iter_mut()
-                .map(|(rank, _)| scope.spawn(move || rank.begin(step)))
-                .collect();
-            let own = first.begin(step);
-            for other in others {
-                let panicked = || BackendError::Step("a tensor-parallel rank panicked".to_owned());
-                other.join().map_err(|_| panicked())??;
-            }
-            own
-        })
+        self.together(&mut StepOutput::default(), |rank, _| rank.begin(step))
     }
 
-    /// One rank after the other: what they have begun meets by itself.
     fn finish(&mut self, out: &mut StepOutput) -> Result<(), BackendError> {
-        for (rank, out) in &mut self.others {
-            rank.finish(out)?;
-        }
-        self.first.finish(out)
+        self.together(out, B::finish)
     }
 
     fn sleep(&mut self, level: SleepLevel) -> Result<(), BackendError> {

@@ -40,15 +40,6 @@ pub fn select(
     let cpu = cpu.into();
     let reason = match choice {
         BackendChoice::Sim(backend) => return Ok(selected(backend, "asked for")),
-        BackendChoice::Cuda(_) if cpu.ranks > 1 => {
-            return Err(BackendError::Start {
-                backend: "cuda",
-                reason: format!(
-                    "it computes on one GPU, and {} ranks were asked for",
-                    cpu.ranks
-                ),
-            });
-        }
         BackendChoice::Cuda(options) => return Ok(selected(cuda(model, options)?, "asked for")),
         BackendChoice::Cpu => "asked for".to_owned(),
         BackendChoice::Auto => match probe() {
@@ -77,13 +68,24 @@ fn cuda(model: &Model, options: CudaOptions) -> Result<Box<dyn Backend>, Backend
         backend: "cuda",
         reason,
     };
+    let ranks = options.ranks.max(1);
     match probe() {
+        Probed::Devices { count, .. } if (count as usize) < ranks => {
+            return Err(start(format!(
+                "{ranks} ranks were asked for, each on a GPU of its own, and there are {count}"
+            )));
+        }
         Probed::Devices { .. } => {}
         none => return Err(start(without(none))),
     }
     let tensors = model.tensors().map_err(|error| start(error.to_string()))?;
-    let gpu = Gpu::new(activation(&tensors)).map_err(|error| start(error.to_string()))?;
-    Ok(Box::new(CudaBackend::new(gpu, model, options)?))
+    let activation = activation(&tensors);
+    let gpus = match ranks {
+        1 => Gpu::new(activation).map(|gpu| vec![gpu]),
+        ranks => Gpu::group(ranks, activation),
+    };
+    let gpus = gpus.map_err(|error| start(error.to_string()))?;
+    CudaBackend::group(gpus, model, options)
 }
 
 fn selected(backend: Box<dyn Backend>, reason: &str) -> Box<dyn Backend> {

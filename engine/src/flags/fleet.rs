@@ -16,7 +16,7 @@ pub struct FleetFlags {
     pub data_parallel_size: u32,
 
     /// Ranks that share each layer of the model, and compute every step together: threads on the CPU, each with an equal
-    /// part of --threads; GPUs in a simulation.
+    /// part of --threads; GPUs with --backend cuda, and in a simulation.
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = positive().range(1..=64), help_heading = "Compute")]
     pub tensor_parallel_size: u32,
 

@@ -22,6 +22,7 @@ pub(super) fn backend(flags: &Flags) -> BackendChoice {
         BackendName::Cpu => BackendChoice::Cpu,
         BackendName::Cuda => BackendChoice::Cuda(CudaOptions {
             memory_share: flags.gpu_memory_utilization,
+            ranks: flags.fleet.tensor_parallel_size as usize,
             max_tokens: flags.max_num_batched_tokens,
             max_sequences: flags.max_num_seqs,
         }),

@@ -6,9 +6,12 @@
 //!
 //! Logits are `[rows, stride]` of f32, with the stride a multiple of 4. Sampled rows come first and all at once, with room
 //! behind them for rows that are kept as they were; the places of prompts follow in batches, in the same memory.
+//!
+//! Ranks of a group each compute some columns of the logits, put them together, and sample all rows alike. What counts is
+//! what rank 0 samples: a bit that differs between them must not part their contexts.
 
 use super::arrays::{Arrays, Counts, Sections};
-use super::device::{Device, DeviceError, Memory, Ticket};
+use super::device::{Device, DeviceError, Memory, StridedCopy, Ticket};
 use super::forward::{Buffer, Sizes};
 use super::kernels::{
     Address, ChangesArguments, DrawArguments, LogprobArguments, NONE, RowLogprobs,
@@ -28,7 +31,12 @@ const CHANGE_BLOCKS: u32 = 32;
 #[derive(Debug, Default)]
 pub struct Answers {
     logits: Buffer,
+    /// Of ranks of a group: this one's columns of the logits, and those of all, one rank's rows behind the other's.
+    part: Buffer,
+    parts: Buffer,
     counts: Buffer,
+    /// What this rank sampled, where there are others.
+    own: Buffer,
     sampled: Buffer,
     chosen: Buffer,
     listed: Buffer,
@@ -65,16 +73,35 @@ impl Questions<'_> {
     fn row_bytes(&self) -> usize {
         self.stride() as usize * size_of::<f32>()
     }
+
+    /// Elements of a row of one rank's columns.
+    fn part_stride(&self) -> u32 {
+        self.sizes.own_vocabulary().next_multiple_of(4)
+    }
+
+    /// Whether other ranks have other columns of the logits.
+    fn shared(&self) -> bool {
+        self.sizes.ranks > 1
+    }
 }
 
 impl Answers {
-    /// Where sampled tokens lie, from the first step to the last; it has room for those of any graph.
+    /// Where sampled tokens lie, from the first step to the last; it has room for those of any graph, and of any rank.
     ///
     /// # Errors
     /// When there is no memory for them.
-    pub fn sampled(&mut self, device: &mut dyn Device, count: u32) -> Result<Address, DeviceError> {
-        let count = count.max(BUCKETS[BUCKETS.len() - 1]) as usize;
-        Ok(self.sampled.of(device, count * size_of::<u32>())?.address)
+    pub fn sampled(
+        &mut self,
+        device: &mut dyn Device,
+        sizes: &Sizes,
+        count: u32,
+    ) -> Result<Address, DeviceError> {
+        let count = count.max(BUCKETS[BUCKETS.len() - 1]) * sizes.ranks;
+        let bytes = count as usize * size_of::<u32>();
+        if sizes.ranks > 1 {
+            self.own.of(device, bytes)?;
+        }
+        Ok(self.sampled.of(device, bytes)?.address)
     }
 
     /// Samples, and has the tokens read.
@@ -174,7 +201,13 @@ impl Answers {
             let all = CHANGE_BLOCKS as usize * questions.sizes.vocabulary as usize;
             self.counts.of(device, all * word)?;
         }
-        self.sampled(device, counts.sampled)?;
+        if questions.shared() {
+            let bytes = rows as usize * questions.part_stride() as usize * size_of::<f32>();
+            self.part.of(device, bytes)?;
+            self.parts
+                .of(device, bytes * questions.sizes.ranks as usize)?;
+        }
+        self.sampled(device, questions.sizes, counts.sampled)?;
         let wanted = (counts.wanted + counts.prompt_rows) as usize;
         self.chosen.of(device, 2 * wanted * word)?;
         self.listed.of(device, 2 * counts.listed as usize * word)?;
@@ -191,22 +224,58 @@ impl Answers {
         first: u32,
         rows: u32,
     ) -> Result<(), DeviceError> {
-        let Sizes {
-            hidden, vocabulary, ..
-        } = *questions.sizes;
+        let hidden = questions.sizes.hidden;
         if rows == 0 {
             return Ok(());
         }
+        let (y, y_stride) = if questions.shared() {
+            (&self.part, questions.part_stride())
+        } else {
+            (&self.logits, questions.stride())
+        };
         ops.multiply(Multiply {
-            y: self.logits.address(),
+            y: y.address(),
             x: questions.rows + u64::from(first) * u64::from(hidden) * 2,
             weight: questions.head.address,
             m: rows,
-            n: vocabulary,
+            n: questions.sizes.own_vocabulary(),
             k: hidden,
-            y_stride: questions.stride(),
+            y_stride,
             wide: true,
-        })
+        })?;
+        if questions.shared() {
+            self.put_together(ops, questions, rows)?;
+        }
+        Ok(())
+    }
+
+    /// All ranks' columns of so many rows of logits.
+    fn put_together(
+        &self,
+        ops: &mut Ops<'_>,
+        questions: &Questions<'_>,
+        rows: u32,
+    ) -> Result<(), DeviceError> {
+        let Sizes {
+            vocabulary, ranks, ..
+        } = *questions.sizes;
+        let own = questions.sizes.own_vocabulary();
+        let bytes = |elements: u32| elements as usize * size_of::<f32>();
+        let of_rank = rows as usize * bytes(questions.part_stride());
+        let [part, parts] = [&self.part, &self.parts].map(Buffer::address);
+        ops.device.gather(part, parts, of_rank)?;
+        for rank in 0..ranks {
+            let first = (rank * own).min(vocabulary);
+            ops.device.copy(StridedCopy {
+                from: parts + (rank as usize * of_rank) as Address,
+                to: self.logits.address() + bytes(first) as Address,
+                rows: rows as usize,
+                bytes: bytes(own.min(vocabulary - first)),
+                from_stride: bytes(questions.part_stride()),
+                to_stride: questions.row_bytes(),
+            })?;
+        }
+        Ok(())
     }
 
     fn sample(
@@ -237,14 +306,26 @@ impl Answers {
             };
             ops.change_logits(CHANGE_BLOCKS.min(counts.changes), changes)?;
         }
+        let sampled = if questions.shared() {
+            &self.own
+        } else {
+            &self.sampled
+        };
         let draws = DrawArguments {
             logits,
             draws: questions.at(|sections| sections.draws),
-            sampled: self.sampled.address(),
+            sampled: sampled.address(),
             vocabulary,
             stride,
         };
-        ops.sample(counts.sampled, draws)
+        ops.sample(counts.sampled, draws)?;
+        if questions.shared() {
+            // Rank 0's come first, where everybody looks.
+            let bytes = counts.sampled as usize * size_of::<u32>();
+            let [own, all] = [&self.own, &self.sampled].map(Buffer::address);
+            ops.device.gather(own, all, bytes)?;
+        }
+        Ok(())
     }
 
     /// Log probabilities of so many of what was asked for, from the `first` on.

@@ -17,6 +17,7 @@ use super::kernels::HEAD_DIMS;
 use super::ops::Ops;
 use super::plan::{AttentionPlan, DeviceMemory, GraphKey, kv_bytes, largest_step};
 use super::weights::{Weights, activation};
+use crate::backend::parallel::TensorParallel;
 use crate::backend::{
     Backend, BackendError, BackendInfo, BlockCopy, BlockPlace, KvLayout, SleepLevel, Step,
     StepOutput,
@@ -34,13 +35,15 @@ const PROFILE_BLOCK: u32 = 16;
 pub struct CudaOptions {
     /// Share of the device's memory that may be taken, by everything together.
     pub memory_share: f64,
+    /// Devices that share the model.
+    pub ranks: usize,
     /// Tokens of the largest step.
     pub max_tokens: u32,
     /// Sequences of the largest step.
     pub max_sequences: u32,
 }
 
-/// Computes models on one device.
+/// Computes models on one device, or one rank's part of them.
 #[derive(Debug)]
 pub struct CudaBackend<D> {
     info: BackendInfo,
@@ -75,19 +78,75 @@ struct Begun {
     plain: bool,
 }
 
-impl<D: Device> CudaBackend<D> {
-    /// Copies the weights of `model` to a device, and computes the largest step once: what is free after that is what there
-    /// is for KV blocks, and no later step takes memory.
-    ///
-    /// # Errors
-    /// When it does not fit, or there are no kernels for the model's shape.
-    pub fn new(mut device: D, model: &Model, options: CudaOptions) -> Result<Self, BackendError> {
-        let config = model.config.clone();
-        check(&config)?;
+/// What a model comes to on a device.
+struct Loaded {
+    activation: Activation,
+    weights: Weights,
+    angles: Memory,
+}
+
+impl Loaded {
+    fn new(device: &mut dyn Device, model: &Model, shard: Shard) -> Result<Self, BackendError> {
         let tensors = model.tensors().map_err(|error| wrong(error.to_string()))?;
         let activation = activation(&tensors);
-        let weights = Weights::upload(&mut device, model, activation, Shard::WHOLE)?;
-        let angles = upload_angles(&mut device, &config).map_err(start)?;
+        Ok(Self {
+            activation,
+            weights: Weights::upload(device, model, activation, shard)?,
+            angles: upload_angles(device, &model.config).map_err(start)?,
+        })
+    }
+}
+
+impl<D: Device> CudaBackend<D> {
+    /// One rank for each device of a group; a device on its own is a backend of its own.
+    ///
+    /// # Errors
+    /// As [`CudaBackend::new`].
+    pub fn group(
+        devices: Vec<D>,
+        model: &Model,
+        options: CudaOptions,
+    ) -> Result<Box<dyn Backend>, BackendError>
+    where
+        D: 'static,
+    {
+        // They meet in the step that each computes first.
+        let ranks = std::thread::scope(|scope| {
+            let each = devices.into_iter();
+            let each: Vec<_> = each
+                .map(|device| scope.spawn(move || Self::new(device, model, options)))
+                .collect();
+            let panicked = |_| Err(start("a rank panicked"));
+            each.into_iter()
+                .map(|rank| rank.join().unwrap_or_else(panicked))
+                .collect::<Result<Vec<_>, _>>()
+        })?;
+        let mut ranks = ranks.into_iter();
+        let first = ranks.next().ok_or_else(|| start("no device was given"))?;
+        if ranks.len() == 0 {
+            return Ok(Box::new(first));
+        }
+        Ok(Box::new(TensorParallel::new(first, ranks)))
+    }
+
+    /// Copies the weights of `model` to a device, or its rank's part of them, and computes the largest step once: what is free
+    /// after that is what there is for KV blocks, and no later step takes memory. The ranks of a group must be made at the
+    /// same time.
+    ///
+    /// # Errors
+    /// When it does not fit, there are no kernels for the model's shape, or it cannot be shared by as many ranks.
+    pub fn new(mut device: D, model: &Model, options: CudaOptions) -> Result<Self, BackendError> {
+        let (rank, ranks) = device.rank();
+        let shard = Shard::new(rank, ranks, &model.config);
+        let shard = shard.map_err(|error| wrong(error.to_string()))?;
+        let config = shard.config(&model.config);
+        check(&config)?;
+        let loaded = Loaded::new(&mut device, model, shard);
+        let Loaded {
+            activation,
+            weights,
+            angles,
+        } = loaded.inspect_err(|error| device.leave(&error.to_string()))?;
         let bytes_per_token = 2 * config.layers * config.kv_heads * config.head_dim * 2;
         let mut backend = Self {
             info: BackendInfo {
@@ -100,7 +159,7 @@ impl<D: Device> CudaBackend<D> {
             },
             device,
             activation,
-            sizes: Sizes::of(&config),
+            sizes: Sizes::of(&config, ranks),
             config,
             weights,
             angles,
@@ -116,7 +175,8 @@ impl<D: Device> CudaBackend<D> {
             begun: VecDeque::with_capacity(TICKETS as usize),
             embedding: Vec::new(),
         };
-        backend.profile(options)?;
+        let profiled = backend.profile(options);
+        profiled.inspect_err(|error| backend.device.leave(&error.to_string()))?;
         Ok(backend)
     }
 
@@ -179,6 +239,13 @@ impl<D: Device> CudaBackend<D> {
         Ok(())
     }
 
+    /// A step that cannot go on, here or in any other rank.
+    fn stopped(&mut self, error: &DeviceError) -> BackendError {
+        let reason = error.to_string();
+        self.device.leave(&reason);
+        BackendError::Step(reason)
+    }
+
     /// Waits for what a step brings.
     pub(super) fn complete(&mut self, out: &mut StepOutput) -> Result<(), DeviceError> {
         let begun = self.begun.pop_front().ok_or_else(|| DeviceError {
@@ -201,7 +268,8 @@ impl<D: Device> CudaBackend<D> {
         let windows = self.config.windows.iter();
         let windows =
             windows.map(|window| window.map(|window| u32::try_from(window).unwrap_or(u32::MAX)));
-        let graph = self.plan.graph(windows);
+        // Meetings are asked for one by one: no graph of them has been tried.
+        let graph = self.plan.graph(windows).filter(|_| self.sizes.ranks == 1);
         if let Some(key) = graph {
             self.plan.pad(key.rows, step.block_tables.len() as u32);
         }
@@ -225,7 +293,9 @@ impl<D: Device> CudaBackend<D> {
             plan: &self.plan,
             arrays: &self.arrays,
             base: self.uploaded.address(),
-            sampled: self.answers.sampled(&mut self.device, sampled)?,
+            sampled: self
+                .answers
+                .sampled(&mut self.device, &self.sizes, sampled)?,
             graph,
         };
         self.buffers
@@ -377,13 +447,13 @@ impl<D: Device> Backend for CudaBackend<D> {
 
     fn begin(&mut self, step: &Step) -> Result<(), BackendError> {
         let started = self.start(step);
-        started.map_err(|error| BackendError::Step(error.to_string()))
+        started.map_err(|error| self.stopped(&error))
     }
 
     fn finish(&mut self, out: &mut StepOutput) -> Result<(), BackendError> {
         out.clear();
         let completed = self.complete(out);
-        completed.map_err(|error| BackendError::Step(error.to_string()))
+        completed.map_err(|error| self.stopped(&error))
     }
 
     /// Weights stay on the device; they would only come back from their file.

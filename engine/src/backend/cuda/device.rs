@@ -194,6 +194,30 @@ pub trait Device: Send + std::fmt::Debug {
         arguments: &[Argument],
     ) -> Result<(), DeviceError>;
 
+    /// Which rank of a group that computes each step together this is, and how many there are.
+    fn rank(&self) -> (usize, usize);
+
+    /// Replaces so many activations by their sum over the group. All of its ranks must ask for the same, in the same order;
+    /// the same holds for [`Device::gather`].
+    ///
+    /// # Errors
+    /// When the device fails, or the group has broken up.
+    fn add_up(
+        &mut self,
+        at: Address,
+        elements: usize,
+        activation: Activation,
+    ) -> Result<(), DeviceError>;
+
+    /// Puts so many bytes of each rank side by side, in the order of ranks, in all of them.
+    ///
+    /// # Errors
+    /// As [`Device::add_up`].
+    fn gather(&mut self, from: Address, to: Address, bytes: usize) -> Result<(), DeviceError>;
+
+    /// Breaks the group up, because this rank cannot go on: nobody waits for it any more.
+    fn leave(&mut self, reason: &str);
+
     /// Multiplies by the device's own library, which is made for many rows.
     ///
     /// # Errors

@@ -2,11 +2,12 @@
 //!
 //! ```text
 //! embed_norm                                        hidden, normed
-//! each layer:  multiply qkv ▶ finish_qkv ▶ prefill | decode, combine ▶ multiply o ▶ add_norm
-//!              multiply gate_up ▶ silu_multiply ▶ multiply down ▶ add_norm of the next layer
+//! each layer:  multiply qkv ▶ finish_qkv ▶ prefill | decode, combine ▶ multiply o (▶ add up) ▶ add_norm
+//!              multiply gate_up ▶ silu_multiply ▶ multiply down (▶ add up) ▶ add_norm of the next layer
 //! gather_norm of the rows that somebody asks for    normed
 //! ```
 //!
+//! Ranks of a group have a part of each layer, and add up what it comes to (see `model::shard`).
 //! Nine launches a layer for decodes, whose shapes are the bucket's where the step runs in a graph. Buffers are as large as the largest step and stay where they are.
 
 use super::arrays::{Arrays, Sections};
@@ -29,14 +30,18 @@ pub struct Sizes {
     pub kv_heads: u32,
     pub head_dim: u32,
     pub rotated: u32,
+    /// Of the whole model; a rank has logits of [`Sizes::own_vocabulary`].
     pub vocabulary: u32,
     pub eps: f32,
+    /// How many ranks the model is shared by.
+    pub ranks: u32,
 }
 
 impl Sizes {
-    /// Of what one rank computes.
-    pub fn of(config: &ModelConfig) -> Self {
+    /// Of what one of so many ranks computes, whose configuration this is.
+    pub fn of(config: &ModelConfig, ranks: usize) -> Self {
         Self {
+            ranks: ranks as u32,
             hidden: config.hidden_size as u32,
             inner: config.intermediate_size as u32,
             heads: config.heads as u32,
@@ -51,6 +56,12 @@ impl Sizes {
     /// Query heads that share a key-value head.
     pub fn group(&self) -> u32 {
         self.heads / self.kv_heads
+    }
+
+    /// Tokens whose logits a rank computes; see [`crate::model::Shard::vocabulary_of`]. The last one may have fewer, and
+    /// computes as many.
+    pub fn own_vocabulary(&self) -> u32 {
+        self.vocabulary.div_ceil(self.ranks)
     }
 
     fn qkv(&self) -> u32 {
@@ -315,7 +326,17 @@ impl Pass<'_> {
             scale: (std::f64::consts::LOG2_E / f64::from(sizes.head_dim).sqrt()) as f32,
         };
         self.attention(ops, attention, window)?;
-        self.multiply(ops, &layer.o, [&b.delta, &b.attended])
+        self.multiply(ops, &layer.o, [&b.delta, &b.attended])?;
+        self.add_up(ops, b)
+    }
+
+    /// `delta` over all ranks.
+    fn add_up(&self, ops: &mut Ops<'_>, b: &Buffers) -> Result<(), DeviceError> {
+        if self.sizes.ranks == 1 {
+            return Ok(());
+        }
+        let Extent { tokens, .. } = self.extent();
+        ops.add_up(b.delta.address(), tokens * self.sizes.hidden)
     }
 
     /// `y = x·wᵀ` over the step's tokens.
@@ -389,7 +410,8 @@ impl Pass<'_> {
         let (sizes, Extent { tokens: m, .. }) = (self.sizes, self.extent());
         self.multiply(ops, &layer.gate_up, [&b.gate_up, &b.normed])?;
         ops.silu_multiply(m, sizes.inner, [b.activated.address(), b.gate_up.address()])?;
-        self.multiply(ops, &layer.down, [&b.delta, &b.activated])
+        self.multiply(ops, &layer.down, [&b.delta, &b.activated])?;
+        self.add_up(ops, b)
     }
 
     fn at(&self, section: impl Fn(&Sections) -> usize) -> Address {

@@ -18,6 +18,7 @@ use super::device::{
 };
 use super::kernels::{Address, HEAD_DIMS, SOURCES, attention_bytes};
 use super::library::{Library, Places};
+use super::nccl::Communicator;
 use super::nvrtc::Compiler;
 use super::ring::{Mark, Ring};
 
@@ -26,6 +27,9 @@ const STAGING_BYTES: usize = 16 << 20;
 
 /// Bytes that one read which is not waited for may bring.
 const READ_BYTES: usize = 64 << 10;
+
+/// Bytes from one run to the next that the driver copies runs of as one, at most.
+const PITCH_MAX: usize = i32::MAX as usize;
 
 /// More arguments than any kernel has.
 const ARGUMENTS_MAX: usize = 16;
@@ -42,6 +46,8 @@ pub struct Gpu {
     reads: Reads,
     graphs: BTreeMap<Graph, sys::CUgraphExec>,
     graphs_made: u64,
+    /// Of a GPU that computes with others.
+    group: Option<Communicator>,
 }
 
 // SAFETY: the context is made current on whichever thread uses this, and one thread does at a time.
@@ -70,9 +76,30 @@ impl Gpu {
     /// # Errors
     /// When the driver fails, or there are no kernels for the chip.
     pub fn new(activation: Activation) -> Result<Self, DeviceError> {
-        let start = |error: result::DriverError| failed("starting the device", error);
+        Self::numbered(0, activation)
+    }
+
+    /// Takes the first so many devices, as a group.
+    ///
+    /// # Errors
+    /// As [`Gpu::new`]; and when there are not as many, or they cannot meet.
+    pub fn group(ranks: usize, activation: Activation) -> Result<Vec<Self>, DeviceError> {
+        let gpus = (0..ranks).map(|number| Self::numbered(number as i32, activation));
+        let mut gpus = gpus.collect::<Result<Vec<_>, _>>()?;
+        let sides = Communicator::group(ranks).map_err(|reason| DeviceError {
+            doing: format!("making a group of {ranks} GPUs"),
+            reason,
+        })?;
+        for (gpu, side) in gpus.iter_mut().zip(sides) {
+            gpu.group = Some(side);
+        }
+        Ok(gpus)
+    }
+
+    fn numbered(number: i32, activation: Activation) -> Result<Self, DeviceError> {
+        let start = |error: result::DriverError| failed(&format!("starting GPU {number}"), error);
         result::init().map_err(start)?;
-        let device = result::device::get(0).map_err(start)?;
+        let device = result::device::get(number).map_err(start)?;
         let name = result::device::get_name(device).map_err(start)?;
         let (context, capability) = context_of(device).map_err(start)?;
         let stream =
@@ -99,7 +126,50 @@ impl Gpu {
             reads: Reads::new().map_err(start)?,
             graphs: BTreeMap::new(),
             graphs_made: 0,
+            group: None,
         })
+    }
+
+    /// All runs of a copy as one.
+    fn copy_matrix(&self, copy: StridedCopy) -> Result<(), DeviceError> {
+        let on_device = sys::CUmemorytype::CU_MEMORYTYPE_DEVICE;
+        let matrix = sys::CUDA_MEMCPY2D {
+            srcXInBytes: 0,
+            srcY: 0,
+            srcMemoryType: on_device,
+            srcHost: std::ptr::null(),
+            srcDevice: copy.from,
+            srcArray: std::ptr::null_mut(),
+            srcPitch: copy.from_stride,
+            dstXInBytes: 0,
+            dstY: 0,
+            dstMemoryType: on_device,
+            dstHost: std::ptr::null_mut(),
+            dstDevice: copy.to,
+            dstArray: std::ptr::null_mut(),
+            dstPitch: copy.to_stride,
+            WidthInBytes: copy.bytes,
+            Height: copy.rows,
+        };
+        // SAFETY: the runs lie in memory that the caller knows to be as long.
+        let copied = unsafe { sys::cuMemcpy2DAsync_v2(&raw const matrix, self.stream) }.result();
+        copied.map_err(|error| failed("copying within the device", error))
+    }
+
+    /// Has the group do something; a GPU on its own has nobody to do it with.
+    fn meet(
+        &self,
+        doing: &str,
+        ask: impl FnOnce(&Communicator, sys::CUstream) -> Result<(), String>,
+    ) -> Result<(), DeviceError> {
+        self.enter()?;
+        let group = self.group.as_ref();
+        group
+            .map_or(Ok(()), |group| ask(group, self.stream))
+            .map_err(|reason| DeviceError {
+                doing: doing.to_owned(),
+                reason,
+            })
     }
 
     /// The driver's state is the thread's.
@@ -216,6 +286,13 @@ impl Device for Gpu {
         // SAFETY: the event lives as long as this, and was recorded for this ticket.
         let happened = unsafe { result::event::synchronize(self.reads.events[place]) };
         happened.map_err(|error| failed("waiting for a read", error))?;
+        // What a meeting that was broken off left behind is nothing to go on with.
+        if let Some(reason) = self.group.as_ref().and_then(Communicator::broken) {
+            return Err(DeviceError {
+                doing: "waiting for a read".to_owned(),
+                reason,
+            });
+        }
         self.staging.ring.free(self.reads.marks[place]);
         let length = bytes.len().min(READ_BYTES);
         bytes[..length].copy_from_slice(self.reads.bytes(place, length));
@@ -271,12 +348,15 @@ impl Device for Gpu {
 
     fn copy(&mut self, copy: StridedCopy) -> Result<(), DeviceError> {
         self.enter()?;
+        if copy.rows > 1 && copy.from_stride.max(copy.to_stride) <= PITCH_MAX {
+            return self.copy_matrix(copy);
+        }
         for row in 0..copy.rows {
             let at = |first: Address, stride: usize| first + (row * stride) as Address;
             let (from, to) = (at(copy.from, copy.from_stride), at(copy.to, copy.to_stride));
             // SAFETY: the runs lie in memory that the caller knows to be as long.
             let copied = unsafe { result::memcpy_dtod_async(to, from, copy.bytes, self.stream) };
-            copied.map_err(|error| failed("copying blocks", error))?;
+            copied.map_err(|error| failed("copying within the device", error))?;
         }
         Ok(())
     }
@@ -311,6 +391,35 @@ impl Device for Gpu {
             )
         };
         launched.map_err(|error| failed(&format!("launching {kernel}"), error))
+    }
+
+    fn rank(&self) -> (usize, usize) {
+        self.group.as_ref().map_or((0, 1), Communicator::rank)
+    }
+
+    fn add_up(
+        &mut self,
+        at: Address,
+        elements: usize,
+        activation: Activation,
+    ) -> Result<(), DeviceError> {
+        self.meet("adding up what ranks have", |group, stream| {
+            // SAFETY: so many elements are the caller's word; the stream is this device's.
+            unsafe { group.add_up(stream, at, elements, activation) }
+        })
+    }
+
+    fn gather(&mut self, from: Address, to: Address, bytes: usize) -> Result<(), DeviceError> {
+        self.meet("gathering what ranks have", |group, stream| {
+            // SAFETY: so many bytes are the caller's word; the stream is this device's.
+            unsafe { group.gather(stream, [from, to], bytes) }
+        })
+    }
+
+    fn leave(&mut self, reason: &str) {
+        if let Some(group) = &self.group {
+            group.leave(reason);
+        }
     }
 
     fn multiply(

@@ -13,6 +13,7 @@ pub mod gpu;
 pub mod graphs;
 pub mod kernels;
 pub mod library;
+pub mod nccl;
 pub mod nvrtc;
 pub mod ops;
 pub mod plan;

@@ -268,6 +268,11 @@ impl Ops<'_> {
         Ok(())
     }
 
+    /// Replaces so many activations by their sum over the ranks of a group.
+    pub fn add_up(&mut self, at: Address, elements: u32) -> Result<(), DeviceError> {
+        self.device.add_up(at, elements as usize, self.activation)
+    }
+
     /// See `skinny.cu`.
     fn skinny(&mut self, a: SkinnyArguments, weight: &str, wide: bool) -> Result<(), DeviceError> {
         let grid = Grid {

@@ -22,7 +22,7 @@ pub struct Weights {
     pub layers: Vec<LayerWeights>,
     /// `[hidden]`.
     pub norm: Memory,
-    /// `[vocabulary, hidden]`.
+    /// `[vocabulary, hidden]`, or a rank's rows of it, which are as many in all ranks: those that are none are zeros.
     pub head: Memory,
     /// Room for the largest matrix that is not of the activations' type alone, made so; null when there is none.
     pub widened: Memory,
@@ -128,7 +128,8 @@ impl Weights {
             (None, true) => embedding,
             (head, _) => {
                 let head = head.as_ref().unwrap_or(&tensors.embedding);
-                uploader.join(&[shard.head(head, &model.config).view()])?
+                let rows = shard.vocabulary_of(0, &model.config).len();
+                uploader.head(&shard.head(head, &model.config).view(), rows)?
             }
         };
         Ok(Self {
@@ -177,6 +178,13 @@ impl Uploader<'_> {
             gate_up: self.matrix(&mlp.gate_up)?,
             down: self.matrix(&[mlp.down])?,
         })
+    }
+
+    /// A matrix of 16 bits, with zeros below it up to so many rows.
+    fn head(&mut self, head: &Tensor<'_>, rows: usize) -> Result<Memory, BackendError> {
+        let memory = self.allocate(rows * columns_of(head) * 2)?;
+        self.write(memory, 0, head).map_err(failed)?;
+        Ok(memory)
     }
 
     /// Matrices one below the other, in as few pieces as may be.

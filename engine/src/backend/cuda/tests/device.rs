@@ -10,11 +10,13 @@ use std::collections::{BTreeMap, VecDeque};
 use half::bf16;
 
 use super::super::device::{
-    Argument, Device, DeviceError, Graph, Grid, Memory, Product, StridedCopy, TICKETS, Ticket,
+    Activation, Argument, Device, DeviceError, Graph, Grid, Memory, Product, StridedCopy, TICKETS,
+    Ticket,
 };
 use super::super::kernels::Address;
 use super::cpu_run::{Shape, launch};
 use super::memory::{Array, Random};
+use crate::backend::exchange::{Exchange, ThreadRank};
 
 /// Activations are bf16.
 #[derive(Default)]
@@ -30,6 +32,12 @@ pub(super) struct CpuDevice {
     read: VecDeque<(Ticket, Vec<u8>)>,
     tickets: u64,
     outstanding: u64,
+    /// Of a device that computes with others.
+    group: Option<ThreadRank>,
+    /// Launches until one fails.
+    pub(super) fails_after: Option<usize>,
+    /// Why it left its group.
+    pub(super) left: Vec<String>,
     /// Kernels that were launched, products of the library, and graphs that were replayed.
     pub(super) launches: BTreeMap<String, usize>,
 }
@@ -42,6 +50,8 @@ enum Work {
     Launch(String, Grid, Vec<Vec<u64>>),
     Multiply(Product, [Address; 3]),
     Read(Ticket, Address, usize),
+    AddUp(Address, usize),
+    Gather([Address; 2], usize),
 }
 
 impl std::fmt::Debug for CpuDevice {
@@ -51,6 +61,15 @@ impl std::fmt::Debug for CpuDevice {
 }
 
 impl CpuDevice {
+    /// So many of them, which meet where they wait for what they were asked for.
+    pub(super) fn group(ranks: usize) -> Vec<Self> {
+        let of_rank = |rank| Self {
+            group: Some(rank),
+            ..Self::default()
+        };
+        ThreadRank::group(ranks).into_iter().map(of_rank).collect()
+    }
+
     /// The bytes from an address to the end of its memory.
     fn at(&mut self, address: Address) -> &mut [u8] {
         let (first, array) = self.memory.range_mut(..=address).next_back().unwrap();
@@ -121,6 +140,26 @@ impl CpuDevice {
             Work::Read(ticket, from, bytes) => {
                 let bytes = self.at(from)[..bytes].to_vec();
                 self.read.push_back((ticket, bytes));
+            }
+            Work::AddUp(at, elements) => {
+                self.count("add_up".to_owned());
+                let mut values = self.values(at, elements);
+                self.group.as_ref().unwrap().add_up(&mut values);
+                for (to, value) in self.at(at).chunks_exact_mut(2).zip(values) {
+                    to.copy_from_slice(&bf16::from_f32(value).to_le_bytes());
+                }
+            }
+            Work::Gather([from, to], bytes) => {
+                self.count("gather".to_owned());
+                let mut own = vec![0.0_f32; bytes / 4];
+                bytemuck::cast_slice_mut::<_, u8>(&mut own)
+                    .copy_from_slice(&self.at(from)[..bytes]);
+                let mut all: Vec<u8> = Vec::new();
+                let group = self.group.as_ref().unwrap();
+                group.share(&own, &mut |_, part| {
+                    all.extend(bytemuck::cast_slice::<_, u8>(part));
+                });
+                self.at(to)[..all.len()].copy_from_slice(&all);
             }
         }
     }
@@ -258,6 +297,15 @@ impl Device for CpuDevice {
         grid: Grid,
         arguments: &[Argument],
     ) -> Result<(), DeviceError> {
+        if let Some(launches) = &mut self.fails_after {
+            if *launches == 0 {
+                return Err(DeviceError {
+                    doing: format!("launching {kernel}"),
+                    reason: "it fell off".to_owned(),
+                });
+            }
+            *launches -= 1;
+        }
         let values = arguments.iter().map(|argument| {
             let mut value = vec![0_u64; argument.bytes.div_ceil(8)];
             let to = bytemuck::cast_slice_mut::<u64, u8>(&mut value);
@@ -270,6 +318,31 @@ impl Device for CpuDevice {
         let values = values.collect();
         self.ask(Work::Launch(kernel.to_owned(), grid, values));
         Ok(())
+    }
+
+    fn rank(&self) -> (usize, usize) {
+        let rank = |group: &ThreadRank| (group.rank(), group.ranks());
+        self.group.as_ref().map_or((0, 1), rank)
+    }
+
+    fn add_up(
+        &mut self,
+        at: Address,
+        elements: usize,
+        activation: Activation,
+    ) -> Result<(), DeviceError> {
+        assert_eq!(activation, Activation::Bf16);
+        self.ask(Work::AddUp(at, elements));
+        Ok(())
+    }
+
+    fn gather(&mut self, from: Address, to: Address, bytes: usize) -> Result<(), DeviceError> {
+        self.ask(Work::Gather([from, to], bytes));
+        Ok(())
+    }
+
+    fn leave(&mut self, reason: &str) {
+        self.left.push(reason.to_owned());
     }
 
     fn multiply(

@@ -21,7 +21,7 @@ use crate::model::{Grain, Model, Shard};
 
 const FORMS: [Form; 3] = [Form::Tensor, Form::Blocks, Form::Compressed(Grain::Row)];
 
-fn narrow(form: Form) -> Model {
+pub(super) fn narrow(form: Form) -> Model {
     let [narrow, _] = Checkpoints::of(&folder(), form).open();
     narrow
 }

@@ -15,5 +15,6 @@ mod logits;
 mod memory;
 mod model;
 mod on_gpu;
+mod parallel;
 mod products;
 mod rows;

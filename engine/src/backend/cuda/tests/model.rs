@@ -29,7 +29,7 @@ const TOLERANCE: f32 = 0.12;
 /// Likeliest tokens that are compared.
 const TOP: u32 = 6;
 
-const LAYOUT: KvLayout = KvLayout {
+pub(super) const LAYOUT: KvLayout = KvLayout {
     block_size: 8,
     blocks: 40,
     host_blocks: 4,
@@ -37,6 +37,7 @@ const LAYOUT: KvLayout = KvLayout {
 
 pub(super) const OPTIONS: CudaOptions = CudaOptions {
     memory_share: 0.5,
+    ranks: 1,
     max_tokens: 3,
     max_sequences: 2,
 };
@@ -88,7 +89,7 @@ impl Checked for Gpu {
 }
 
 impl<D: Checked> Pair<D> {
-    fn new(device: D, prompts: &[usize]) -> Self {
+    pub(super) fn new(device: D, prompts: &[usize]) -> Self {
         Self::of(Model::open(&folder()).unwrap(), device, prompts)
     }
 
@@ -102,9 +103,10 @@ impl<D: Checked> Pair<D> {
         cuda.device_mut().poison(values);
         let mut random = Random(21);
         let mut free: Vec<u32> = (1..LAYOUT.blocks).collect();
+        let last = model.config.vocab_size - 1;
         let sequences = prompts.iter().map(|length| Sequence {
             tokens: (0..*length)
-                .map(|_| random.between(3, 1_023) as u32)
+                .map(|_| random.between(3, last) as u32)
                 .collect(),
             computed: 0,
             // Room for what is generated.
@@ -162,34 +164,11 @@ impl<D: Checked> Pair<D> {
         out
     }
 
-    /// Computes a step on both, compares, and gives the sequences the CPU's tokens.
-    pub(super) fn run(&mut self, step: &Step) {
+    /// Computes a step on both, compares, and gives the sequences the CPU's tokens; what the CPU found.
+    pub(super) fn run(&mut self, step: &Step) -> StepOutput {
         let mut expected = StepOutput::default();
         self.cpu.forward(step, &mut expected).unwrap();
-        let found = self.compute(step);
-        assert_eq!(found.sampled.len(), expected.sampled.len());
-        for (found, expected) in found.sampled.iter().zip(&expected.sampled) {
-            let logprob = expected.logprob.as_ref().unwrap();
-            close(
-                found.logprob.as_ref().unwrap(),
-                logprob,
-                found.token == expected.token,
-            );
-            let margin = logprob.top[0].1 - logprob.top[1].1;
-            assert!(
-                found.token == expected.token || margin < TOLERANCE,
-                "{found:?} {expected:?}"
-            );
-        }
-        assert_eq!(found.prompt_logprobs.len(), expected.prompt_logprobs.len());
-        for (found, expected) in found.prompt_logprobs.iter().zip(&expected.prompt_logprobs) {
-            close(found, expected, true);
-        }
-        assert_eq!(found.embeddings.len(), expected.embeddings.len());
-        for (found, expected) in found.embeddings.iter().zip(&expected.embeddings) {
-            let cosine = cosine(found, expected);
-            assert!(cosine > 0.999, "embeddings differ: cosine {cosine}");
-        }
+        compare(&self.compute(step), &expected, TOLERANCE);
         let sequences = self
             .sequences
             .iter_mut()
@@ -197,6 +176,35 @@ impl<D: Checked> Pair<D> {
         for (sequence, sampled) in sequences.zip(&expected.sampled) {
             sequence.tokens.push(sampled.token.unwrap());
         }
+        expected
+    }
+}
+
+/// Tokens are the same where the two likeliest are not near to each other, and so are log probabilities and embeddings.
+pub(super) fn compare(found: &StepOutput, expected: &StepOutput, tolerance: f32) {
+    assert_eq!(found.sampled.len(), expected.sampled.len());
+    for (found, expected) in found.sampled.iter().zip(&expected.sampled) {
+        let logprob = expected.logprob.as_ref().unwrap();
+        close(
+            found.logprob.as_ref().unwrap(),
+            logprob,
+            found.token == expected.token,
+            tolerance,
+        );
+        let margin = logprob.top[0].1 - logprob.top[1].1;
+        assert!(
+            found.token == expected.token || margin < tolerance,
+            "{found:?} {expected:?}"
+        );
+    }
+    assert_eq!(found.prompt_logprobs.len(), expected.prompt_logprobs.len());
+    for (found, expected) in found.prompt_logprobs.iter().zip(&expected.prompt_logprobs) {
+        close(found, expected, true, tolerance);
+    }
+    assert_eq!(found.embeddings.len(), expected.embeddings.len());
+    for (found, expected) in found.embeddings.iter().zip(&expected.embeddings) {
+        let cosine = cosine(found, expected);
+        assert!(cosine > 0.999, "embeddings differ: cosine {cosine}");
     }
 }
 
@@ -213,8 +221,8 @@ fn cosine(a: &[f32], b: &[f32]) -> f32 {
 }
 
 /// The likeliest tokens of one have nearly the same log probabilities in the other, where it lists them.
-fn close(found: &TokenLogprob, expected: &TokenLogprob, same_token: bool) {
-    let near = |a: f32, b: f32| (a - b).abs() < TOLERANCE || (a.exp() - b.exp()).abs() < 2e-3;
+fn close(found: &TokenLogprob, expected: &TokenLogprob, same_token: bool, tolerance: f32) {
+    let near = |a: f32, b: f32| (a - b).abs() < tolerance || (a.exp() - b.exp()).abs() < 2e-3;
     if same_token {
         assert!(
             near(found.logprob, expected.logprob),
@@ -232,23 +240,29 @@ fn close(found: &TokenLogprob, expected: &TokenLogprob, same_token: bool) {
 /// Prompts in two chunks, one of them beside decodes, and then decodes alone.
 fn generate<D: Checked>(device: D) -> Pair<D> {
     let mut pair = Pair::new(device, &[5, 70, 17]);
-    let step = pair.step(&[5, 40, 2], &spec());
-    pair.run(&step);
-    let mut step = pair.step(&[1, 30, 15], &spec());
-    step.sequences[2].embed = true;
-    step.prompt_rows = [3, 9, 20]
-        .map(|token| PromptRow {
+    steps(&mut pair, |_, _| {});
+    pair
+}
+
+/// The steps of that, each with what the CPU found.
+pub(super) fn steps<D: Checked>(pair: &mut Pair<D>, mut each: impl FnMut(&Step, &StepOutput)) {
+    let first = pair.step(&[5, 40, 2], &spec());
+    each(&first, &pair.run(&first));
+    let mut second = pair.step(&[1, 30, 15], &spec());
+    second.sequences[2].embed = true;
+    // Among them tokens at the ends of what two ranks or four have of the vocabulary.
+    second.prompt_rows = [(3, 103), (9, 254), (20, 509), (21, 764), (22, 1_018)]
+        .map(|(token, target)| PromptRow {
             token,
-            target: 100 + token,
+            target,
             top: 3,
         })
         .to_vec();
-    pair.run(&step);
+    each(&second, &pair.run(&second));
     for _ in 0..6 {
         let step = pair.step(&[1, 1, 1], &spec());
-        pair.run(&step);
+        each(&step, &pair.run(&step));
     }
-    pair
 }
 
 #[test]
@@ -341,7 +355,17 @@ fn tokens_are_taken_from_a_step_that_is_not_finished() {
 /// What requests of random prompts get by the scheduler, with steps ahead or without, and how many of those there were.
 fn scheduled(ahead: bool, eos: &[u32]) -> (BTreeMap<SequenceNumber, Vec<u32>>, usize) {
     let model = Model::open(&folder()).unwrap();
-    let mut backend = CudaBackend::new(CpuDevice::default(), &model, OPTIONS).unwrap();
+    let backend = CudaBackend::new(CpuDevice::default(), &model, OPTIONS).unwrap();
+    scheduled_on(Box::new(backend), &model, ahead, eos)
+}
+
+/// The same on a given backend.
+pub(super) fn scheduled_on(
+    mut backend: Box<dyn Backend>,
+    model: &Model,
+    ahead: bool,
+    eos: &[u32],
+) -> (BTreeMap<SequenceNumber, Vec<u32>>, usize) {
     backend.allocate(&LAYOUT).unwrap();
     let config = SchedulerConfig {
         block_size: LAYOUT.block_size,
