@@ -21,6 +21,7 @@ struct Match {
     generation: u32,
     tokens: u32,
     gpu_tokens: u32,
+    confirmed_tokens: u32,
 }
 
 impl Matches {
@@ -37,6 +38,13 @@ impl Matches {
             .map_or(0, |found| found.gpu_tokens)
     }
 
+    /// Leading prompt tokens of which it is known that this endpoint has computed them; never more than
+    /// [`tokens`](Self::tokens). The rest is on its way there, with a request that has no first token yet.
+    pub fn confirmed_tokens(&self, id: EndpointId, generation: Generation) -> u32 {
+        self.entry(id, generation)
+            .map_or(0, |found| found.confirmed_tokens)
+    }
+
     /// The longest match of any endpoint, in tokens.
     pub fn longest(&self) -> u32 {
         self.touched
@@ -50,26 +58,37 @@ impl Matches {
     /// Notes a match. Of several notes for one endpoint the longest counts; a later generation
     /// replaces an earlier one.
     pub fn record(&mut self, id: EndpointId, generation: Generation, tokens: u32, gpu_tokens: u32) {
+        if let Some(entry) = self.entry_mut(id, generation) {
+            entry.tokens = entry.tokens.max(tokens);
+            entry.gpu_tokens = entry.gpu_tokens.max(gpu_tokens);
+            entry.confirmed_tokens = entry.confirmed_tokens.max(tokens);
+        }
+    }
+
+    /// Notes a match as [`record`](Self::record) does, of tokens that are yet to be computed.
+    pub fn promise(&mut self, id: EndpointId, generation: Generation, tokens: u32) {
+        if let Some(entry) = self.entry_mut(id, generation) {
+            entry.tokens = entry.tokens.max(tokens);
+            entry.gpu_tokens = entry.gpu_tokens.max(tokens);
+        }
+    }
+
+    /// The entry of this generation; none where a later one was noted.
+    fn entry_mut(&mut self, id: EndpointId, generation: Generation) -> Option<&mut Match> {
         if self.by_endpoint.len() <= id.index() {
             self.by_endpoint.resize(id.index() + 1, Match::default());
         }
-        let Some(entry) = self.by_endpoint.get_mut(id.index()) else {
-            return;
-        };
+        let entry = self.by_endpoint.get_mut(id.index())?;
         if entry.generation == 0 {
             self.touched.push(id);
         }
         if entry.generation < generation.0 {
             *entry = Match {
                 generation: generation.0,
-                tokens: 0,
-                gpu_tokens: 0,
+                ..Match::default()
             };
         }
-        if entry.generation == generation.0 {
-            entry.tokens = entry.tokens.max(tokens);
-            entry.gpu_tokens = entry.gpu_tokens.max(gpu_tokens);
-        }
+        (entry.generation == generation.0).then_some(entry)
     }
 
     /// Forgets everything and keeps the buffers.
@@ -105,6 +124,20 @@ mod tests {
         assert_eq!(matches.tokens(EndpointId(3), Generation(1)), 0);
         assert_eq!(matches.tokens(EndpointId(3), Generation(2)), 8);
         assert_eq!(matches.longest(), 8);
+    }
+
+    #[test]
+    fn what_is_promised_is_not_confirmed() {
+        let mut matches = Matches::default();
+        let (id, generation) = (EndpointId(2), Generation(1));
+        matches.promise(id, generation, 64);
+        assert_eq!(matches.tokens(id, generation), 64);
+        assert_eq!(matches.gpu_tokens(id, generation), 64);
+        assert_eq!(matches.confirmed_tokens(id, generation), 0);
+        matches.record(id, generation, 32, 0);
+        assert_eq!(matches.tokens(id, generation), 64);
+        assert_eq!(matches.confirmed_tokens(id, generation), 32);
+        assert_eq!(matches.confirmed_tokens(id, Generation(2)), 0);
     }
 
     #[test]

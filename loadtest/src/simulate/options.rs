@@ -114,6 +114,11 @@ pub struct SimulateOptions {
     #[arg(long, default_value_t = 5)]
     pub kv_event_delay_ms: u64,
 
+    /// How pickers hear of a first token: as it goes by (stream), or with the end of its response, as epp does from Envoy's access
+    /// log (access-log).
+    #[arg(long, value_enum, default_value_t = Watch::Stream)]
+    pub response_watch: Watch,
+
     /// Root of everything random.
     #[arg(long, default_value_t = 1)]
     pub seed: u64,
@@ -129,6 +134,13 @@ pub struct SimulateOptions {
     /// Write a report that a browser shows.
     #[arg(long, value_name = "PATH")]
     pub html: Option<PathBuf>,
+}
+
+/// The values of `--response-watch`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Watch {
+    Stream,
+    AccessLog,
 }
 
 impl SimulateOptions {
@@ -179,6 +191,7 @@ impl SimulateOptions {
             delays: Delays {
                 scrape_interval: Duration::from_millis(self.scrape_interval_ms),
                 kv_events: Duration::from_millis(self.kv_event_delay_ms),
+                first_tokens_at_end: self.response_watch == Watch::AccessLog,
                 ..Delays::default()
             },
             happenings: self.happenings.clone(),

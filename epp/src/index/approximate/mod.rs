@@ -91,9 +91,13 @@ impl ApproximateIndex {
         is_followed: impl Fn(EndpointId, Generation) -> bool,
         out: &mut Matches,
     ) {
-        let found = |endpoint, generation, blocks| {
+        let found = |endpoint, generation, blocks, is_confirmed| {
             let tokens = keys.tokens_of(blocks, prompt_tokens);
-            out.record(endpoint, generation, tokens, tokens);
+            if is_confirmed {
+                out.record(endpoint, generation, tokens, tokens);
+            } else {
+                out.promise(endpoint, generation, tokens);
+            }
         };
         let picks = self.picks.lock();
         picks.find(keys.keys(), now_ms, is_followed, found);

@@ -167,24 +167,27 @@ impl Picks {
     }
 
     /// Shows the leading blocks of a prompt that each endpoint is believed to hold; an endpoint may
-    /// come several times, the most blocks last. Of one whose events are followed only those count
-    /// that pending picks promise.
+    /// come several times, the most blocks last, each time with whether they are known to be computed. Of
+    /// one whose events are followed only those count that pending picks promise.
     pub(super) fn find(
         &self,
         keys: &[RequestKey],
         now_ms: u64,
         is_followed: impl Fn(EndpointId, Generation) -> bool,
-        mut found: impl FnMut(EndpointId, Generation, u32),
+        mut found: impl FnMut(EndpointId, Generation, u32, bool),
     ) {
         self.beliefs.find(keys, &mut |endpoint, generation, step| {
+            let known = self.known(endpoint, generation);
+            let is =
+                |what: &dyn Fn(&Pending) -> bool| known.is_some_and(|known| what(&known.pending));
             // Who put it there counts as well as who used it last: the last one may have failed.
-            let is_promised = || {
-                let pending = &self.known(endpoint, generation)?.pending;
+            let is_promised = |pending: &Pending| {
                 let mut picks = [step.touched, step.created].into_iter();
-                Some(picks.any(|pick| pending.is_promised(pick, now_ms)))
+                picks.any(|pick| pending.is_promised(pick, now_ms))
             };
-            if !is_followed(endpoint, generation) || is_promised().unwrap_or(false) {
-                found(endpoint, generation, step.blocks);
+            if !is_followed(endpoint, generation) || is(&is_promised) {
+                let is_confirmed = !is(&|pending| pending.is_unstarted(step.created));
+                found(endpoint, generation, step.blocks, is_confirmed);
             }
         });
     }

@@ -41,6 +41,8 @@ pub struct ExpectationOptions {
     pub delay_of_others: f64,
     /// Share of the KV blocks in use at which the cost is twice that of none in use; 0 leaves them out.
     pub kv_doubles_at: f64,
+    /// Share of a cached prefix that does not count while the request that brings it has no first token yet; 0 to 1.
+    pub unconfirmed_discount: f64,
 }
 
 impl Default for ExpectationOptions {
@@ -48,7 +50,17 @@ impl Default for ExpectationOptions {
         Self {
             delay_of_others: 1.0,
             kv_doubles_at: 0.2,
+            unconfirmed_discount: 0.0,
         }
+    }
+}
+
+impl ExpectationOptions {
+    /// Leading prompt tokens that an endpoint is counted to have when the request comes up.
+    fn cached_tokens(&self, matches: &Matches, id: EndpointId, generation: Generation) -> u32 {
+        let all = matches.tokens(id, generation);
+        let unconfirmed = all - matches.confirmed_tokens(id, generation).min(all);
+        all - (f64::from(unconfirmed) * self.unconfirmed_discount) as u32
     }
 }
 
@@ -168,7 +180,9 @@ impl FleetExpectation {
         let delayed = delayed * self.options.delay_of_others;
         let is_seen = self.sighting != Some(Sighting::Afterwards);
         for (member, live) in snapshot.members.iter().zip(&snapshot.live) {
-            let cached = matches.tokens(member.id, member.generation);
+            let cached = self
+                .options
+                .cached_tokens(matches, member.id, member.generation);
             let own = self.rates.seconds(PromptWork::of(prompt_tokens, cached));
             let (options, mean_s) = (self.options, self.arrivals.work_s);
             let slot = self.slots.get_mut(member.id.index());

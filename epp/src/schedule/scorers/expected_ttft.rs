@@ -28,6 +28,8 @@ pub struct Parameters {
     pub delay_of_others: f64,
     /// Share of the KV blocks in use at which a pick costs twice as much as with none in use; 0 leaves them out.
     pub kv_doubles_at: f64,
+    /// Share of a cached prefix that does not count while the request that brings it has no first token yet; 0 to 1.
+    pub unconfirmed_discount: f64,
 }
 
 impl Default for Parameters {
@@ -36,6 +38,7 @@ impl Default for Parameters {
         Self {
             delay_of_others: options.delay_of_others,
             kv_doubles_at: options.kv_doubles_at,
+            unconfirmed_discount: options.unconfirmed_discount,
         }
     }
 }
@@ -45,6 +48,7 @@ impl From<Parameters> for ExpectationOptions {
         Self {
             delay_of_others: parameters.delay_of_others,
             kv_doubles_at: parameters.kv_doubles_at,
+            unconfirmed_discount: parameters.unconfirmed_discount,
         }
     }
 }
@@ -58,10 +62,14 @@ impl plugins::Parameters for Parameters {
         let wrong = all
             .iter()
             .find(|(_, value)| !value.is_finite() || *value < 0.0);
-        match wrong {
-            Some((name, _)) => Err(ParameterError::new(*name, "must be 0 or more")),
-            None => Ok(()),
+        if let Some((name, _)) = wrong {
+            return Err(ParameterError::new(*name, "must be 0 or more"));
         }
+        if !(0.0..=1.0).contains(&self.unconfirmed_discount) {
+            let reason = "must be between 0 and 1";
+            return Err(ParameterError::new("unconfirmedDiscount", reason));
+        }
+        Ok(())
     }
 }
 
@@ -149,5 +157,7 @@ mod tests {
         assert!((MAKER.make)(&Value::Null).is_ok());
         let error = (MAKER.make)(&json!({"delayOfOthers": -1.0})).unwrap_err();
         assert!(error.to_string().contains("delayOfOthers"), "{error}");
+        let error = (MAKER.make)(&json!({"unconfirmedDiscount": 1.5})).unwrap_err();
+        assert!(error.to_string().contains("unconfirmedDiscount"), "{error}");
     }
 }

@@ -31,7 +31,7 @@ impl WorkerOptions {
     pub fn new(time: TimeModel, vocabulary: Vocabulary, block_size: u32) -> Self {
         let block_bytes = time.model().kv_bytes_per_token() * u64::from(block_size.max(1));
         let blocks = time.kv_memory() / block_bytes.max(1);
-        let recipe = HashRecipe::new(HashAlgorithm::XxhashCbor, HASH_SEED);
+        let recipe = HashRecipe::new(HashAlgorithm::Siphash, HASH_SEED);
         Self {
             scheduler: SchedulerConfig {
                 block_size,

@@ -26,14 +26,43 @@ fn prompt(topic: u64, blocks: u32) -> Vec<RequestKey> {
 
 fn held(picks: &Picks, keys: &[RequestKey]) -> u32 {
     let mut most = 0;
-    picks.find(keys, 0, |_, _| false, |_, _, blocks| most = blocks);
+    picks.find(keys, 0, |_, _| false, |_, _, blocks, _| most = blocks);
     most
 }
 
 fn promised(picks: &Picks, keys: &[RequestKey], now_ms: u64) -> u32 {
     let mut most = 0;
-    picks.find(keys, now_ms, |_, _| true, |_, _, blocks| most = blocks);
+    picks.find(keys, now_ms, |_, _| true, |_, _, blocks, _| most = blocks);
     most
+}
+
+/// Blocks that are known to be computed.
+fn confirmed(picks: &Picks, keys: &[RequestKey]) -> u32 {
+    let mut most = 0;
+    picks.find(
+        keys,
+        0,
+        |_, _| false,
+        |_, _, blocks, is_confirmed| {
+            most = most.max(if is_confirmed { blocks } else { 0 });
+        },
+    );
+    most
+}
+
+#[test]
+fn blocks_are_confirmed_by_the_start_of_the_response_that_brings_them() {
+    let mut picks = Picks::new(PickLimits::default());
+    let (short, long) = (prompt(1, 4), prompt(1, 10));
+    let first = picks.record(ID, FIRST, &live(100), &short, 0);
+    assert_eq!((held(&picks, &short), confirmed(&picks, &short)), (4, 0));
+    picks.started(&first, 0);
+    assert_eq!(confirmed(&picks, &short), 4);
+    // Those that a second one uses again stay confirmed, those that it brings are not.
+    let second = picks.record(ID, FIRST, &live(100), &long, 0);
+    assert_eq!((held(&picks, &long), confirmed(&picks, &long)), (10, 4));
+    picks.started(&second, 0);
+    assert_eq!(confirmed(&picks, &long), 10);
 }
 
 fn cached(prompt_blocks: usize, cached_blocks: u32) -> Reported {

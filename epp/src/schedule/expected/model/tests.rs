@@ -54,6 +54,29 @@ fn who_holds_more_and_has_less_ahead_costs_less() {
 }
 
 #[test]
+fn what_is_not_computed_yet_counts_for_less() {
+    let fleet = fleet();
+    let mut matches = Matches::default();
+    let member = &fleet.members[1];
+    matches.promise(member.id, member.generation, 7_000);
+    matches.record(member.id, member.generation, 1_000, 1_000);
+    let own_s = |unconfirmed_discount: f64| {
+        let mut model = FleetExpectation::new(ExpectationOptions {
+            unconfirmed_discount,
+            ..ExpectationOptions::default()
+        });
+        let mut out = Estimates::default();
+        model.estimate(&fleet, &matches, 8_000, 0, &mut out);
+        out.get(1).unwrap().own_s
+    };
+    let rates = Rates::default();
+    for (discount, cached) in [(0.0, 7_000), (0.5, 4_000), (1.0, 1_000)] {
+        let expected = rates.seconds(PromptWork::of(8_000, cached));
+        assert!((own_s(discount) - expected).abs() < 1e-9, "{discount}");
+    }
+}
+
+#[test]
 fn a_slow_endpoint_is_known_and_forgiven() {
     let mut model = taught();
     let now = 3_600_000_000;
