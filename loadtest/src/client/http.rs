@@ -1,4 +1,4 @@
-//! A small HTTP/1.1 client: one request, one answer held in memory.
+//! A small HTTP/1.1 client, in the clear or over TLS: one request, one answer held in memory.
 //!
 //! For what surrounds a measurement: readiness, admin calls, metrics pages. Streams are read by
 //! [`ChatClient`](super::ChatClient), which shares the connections.
@@ -10,19 +10,29 @@ use bytes::Bytes;
 use http::{HeaderMap, Method, Request, StatusCode, header};
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Incoming;
+use hyper_rustls::HttpsConnector;
 use hyper_util::client::legacy::Client;
-use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::client::legacy::connect::{Connect, HttpConnector};
 use hyper_util::rt::{TokioExecutor, TokioTimer};
+
+use super::tls::{self, TlsFailure, Trust};
 
 /// The longest answer that is kept in memory. A longer one is an error.
 const ANSWER_BYTES_MAX: usize = 16 << 20;
 /// An idle connection is closed after this time, well before a server would do it under us.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// A pool of connections. Clones share it.
+/// A pool of connections, all in the clear or all over TLS. Clones share it.
 #[derive(Clone, Debug)]
 pub struct HttpClient {
-    client: Client<HttpConnector, Full<Bytes>>,
+    pool: Pool,
+}
+
+/// Two types, so that what goes in the clear knows nothing of TLS and costs nothing for it.
+#[derive(Clone, Debug)]
+enum Pool {
+    Clear(Client<HttpConnector, Full<Bytes>>),
+    Tls(Client<HttpsConnector<HttpConnector>, Full<Bytes>>),
 }
 
 /// What came back, whatever its status.
@@ -47,14 +57,23 @@ impl Default for HttpClient {
 }
 
 impl HttpClient {
+    /// For `http://` URLs.
     pub fn new() -> Self {
-        let mut connector = HttpConnector::new();
-        connector.set_nodelay(true);
-        let client = Client::builder(TokioExecutor::new())
-            .pool_timer(TokioTimer::new())
-            .pool_idle_timeout(IDLE_TIMEOUT)
-            .build(connector);
-        Self { client }
+        Self {
+            pool: Pool::Clear(pool(tcp())),
+        }
+    }
+
+    /// For `https://` URLs. Fails where the certificates to trust cannot be read.
+    pub fn with_tls(trust: &Trust) -> Result<Self> {
+        let mut tcp = tcp();
+        // It would refuse an `https://` URL, whose connection it is only the first half of.
+        tcp.enforce_http(false);
+        let mut connector = HttpsConnector::from((tcp, tls::config(trust)?));
+        connector.enforce_https();
+        Ok(Self {
+            pool: Pool::Tls(pool(connector)),
+        })
     }
 
     /// `GET url`, all of it within `timeout`.
@@ -115,6 +134,28 @@ impl HttpClient {
 
     /// Sends `request` and returns when the response's head is there; its body is the caller's to read.
     pub async fn request(&self, request: Request<Full<Bytes>>) -> Result<http::Response<Incoming>> {
-        Ok(self.client.request(request).await?)
+        let client = match &self.pool {
+            Pool::Clear(client) => return Ok(client.request(request).await?),
+            Pool::Tls(client) => client,
+        };
+        let uri = request.uri().clone();
+        let response = client.request(request).await;
+        response.map_err(|error| match TlsFailure::of(&uri, &error) {
+            Some(failure) => failure.into(),
+            None => error.into(),
+        })
     }
+}
+
+fn tcp() -> HttpConnector {
+    let mut connector = HttpConnector::new();
+    connector.set_nodelay(true);
+    connector
+}
+
+fn pool<C: Connect + Clone>(connector: C) -> Client<C, Full<Bytes>> {
+    Client::builder(TokioExecutor::new())
+        .pool_timer(TokioTimer::new())
+        .pool_idle_timeout(IDLE_TIMEOUT)
+        .build(connector)
 }

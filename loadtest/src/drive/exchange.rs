@@ -11,7 +11,7 @@ use tokio::time::{Instant, sleep_until, timeout_at};
 
 use super::prompt::{Form, Heard, Said};
 use super::record::{ErrorClass, Failure, Record};
-use crate::client::{AnswerStream, HttpClient, SERVED_BY, beginning};
+use crate::client::{AnswerStream, HttpClient, SERVED_BY, TlsFailure, beginning};
 use crate::workload::PlannedRequest;
 use crate::workload::tokens::Vocabulary;
 
@@ -22,7 +22,7 @@ const ERROR_BYTES_MAX: usize = 64 << 10;
 #[derive(Clone, Debug)]
 pub(crate) struct Target {
     pub(crate) http: HttpClient,
-    /// As in `http://127.0.0.1:8000`, without `/v1`.
+    /// As in `http://127.0.0.1:8000` or `https://example.com`, without `/v1`.
     pub(crate) url: String,
     pub(crate) model: String,
     pub(crate) api_key: Option<String>,
@@ -197,7 +197,10 @@ fn build(target: &Target, body: Bytes) -> Result<Request<Full<Bytes>>, Failure> 
 
 fn request_failure(error: &anyhow::Error) -> Failure {
     let cause = error.downcast_ref::<hyper_util::client::legacy::Error>();
-    let class = if cause.is_some_and(hyper_util::client::legacy::Error::is_connect) {
+    let tls = error.downcast_ref::<TlsFailure>();
+    let class = if cause.is_some_and(hyper_util::client::legacy::Error::is_connect)
+        || tls.is_some_and(|failure| failure.is_handshake)
+    {
         ErrorClass::Connect
     } else {
         ErrorClass::Request

@@ -1,4 +1,4 @@
-//! The line that tells how a run goes, rewritten each second, on a terminal only.
+//! Standard error: the line that tells how a run goes, rewritten each second, on a terminal only; and warnings.
 
 use std::io::{IsTerminal, Write};
 use std::time::Duration;
@@ -62,6 +62,11 @@ impl Live {
             (now, tally.sent, ended, tally.answer_tokens);
         line
     }
+}
+
+/// A line that stays, whoever reads it.
+pub(super) fn warn(line: &str) {
+    write(&format!("{line}\n"));
 }
 
 /// A terminal that has gone must not stop a run.

@@ -47,7 +47,7 @@ pub(crate) use self::live::Live;
 pub(crate) use self::options::time;
 pub(crate) use self::plan::{PlannedRun, Runs};
 pub(crate) use self::run::Plan;
-use crate::client::HttpClient;
+use crate::client::{HttpClient, Trust};
 use crate::console::Console;
 use crate::workload::Totals;
 
@@ -164,11 +164,7 @@ pub(crate) async fn measure(
 async fn target(options: &DriveOptions) -> Result<Target> {
     let url = options.url.as_deref().context("--url is missing")?;
     let url = url.trim_end_matches('/').trim_end_matches("/v1").to_owned();
-    ensure!(
-        url.starts_with("http://"),
-        "{url} does not begin with http://; TLS is the gateway's"
-    );
-    let http = HttpClient::new();
+    let http = client(&url, options)?;
     let model = match &options.model {
         Some(model) => model.clone(),
         None => first_model(&http, &url, options.api_key.as_deref()).await?,
@@ -183,6 +179,32 @@ async fn target(options: &DriveOptions) -> Result<Target> {
         exact: options.ignore_eos.unwrap_or(options.form == Form::Tokens),
         timeout: options.load.timeout,
     })
+}
+
+fn client(url: &str, options: &DriveOptions) -> Result<HttpClient> {
+    let trust = match &options.ca_file {
+        _ if options.insecure => Trust::Anyone,
+        Some(path) => Trust::CaFile(path.clone()),
+        None => Trust::Platform,
+    };
+    if url.starts_with("http://") {
+        ensure!(
+            trust == Trust::Platform,
+            "--ca-file and --insecure are for https:// URLs, and {url} has no TLS"
+        );
+        return Ok(HttpClient::new());
+    }
+    ensure!(
+        url.starts_with("https://"),
+        "{url} begins with neither http:// nor https://"
+    );
+    let http = HttpClient::with_tls(&trust)?;
+    if trust == Trust::Anyone {
+        live::warn(&format!(
+            "WARNING: --insecure: any certificate is taken; {url} may be anyone's, and reads prompts and the API key"
+        ));
+    }
+    Ok(http)
 }
 
 async fn first_model(http: &HttpClient, url: &str, api_key: Option<&str>) -> Result<String> {

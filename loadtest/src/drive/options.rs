@@ -33,6 +33,9 @@ Examples:
     loadtest drive --url http://127.0.0.1:8080 --workload agents --concurrency 16 \\
       --parameters '{\"turns\": 5, \"context_most\": 8000}'
 
+  Over TLS, with an authority of one's own:
+    loadtest drive --url https://gateway.example.com --form chat --ca-file ca.pem --rates 1,2
+
   What has changed:
     loadtest drive --compare before.json after.json --html changes.html
 ";
@@ -40,7 +43,7 @@ Examples:
 /// Flags of `loadtest drive`.
 #[derive(Clone, Debug, clap::Args)]
 pub struct DriveOptions {
-    /// The endpoint, as in http://127.0.0.1:8000, without /v1.
+    /// The endpoint, as in http://127.0.0.1:8000 or https://example.com, without /v1.
     #[arg(long, value_name = "URL", required_unless_present = "compare")]
     pub url: Option<String>,
 
@@ -56,6 +59,14 @@ pub struct DriveOptions {
         hide_env_values = true
     )]
     pub api_key: Option<String>,
+
+    /// PEM file of the authorities that vouch for the server of an https:// URL, in place of the platform's roots.
+    #[arg(long, value_name = "FILE")]
+    pub ca_file: Option<PathBuf>,
+
+    /// Take any certificate from the server of an https:// URL. Prompts and the API key may go to anyone.
+    #[arg(long, conflicts_with = "ca_file")]
+    pub insecure: bool,
 
     /// Token ids to /v1/completions (exact lengths and prefixes), or text to /v1/chat/completions.
     #[arg(long, value_enum, default_value_t = Form::Tokens)]

@@ -10,7 +10,7 @@ use crate::client::StreamError;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum ErrorClass {
-    /// No connection.
+    /// No connection, or no TLS over it.
     Connect,
     /// A connection that ended before the answer's head.
     Request,

@@ -1,9 +1,12 @@
-//! `loadtest drive` as a program, against a worker with a simulated GPU and against servers that misbehave.
+//! `loadtest drive` as a program, against a worker with a simulated GPU and against servers that misbehave or speak TLS.
 
 #![expect(clippy::unwrap_used, reason = "every function here is part of a test")]
 
+mod https;
+
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
+use std::process::Output;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -17,6 +20,7 @@ use pointsman_loadtest::workload::generate::{GenerateOptions, Kind, generate};
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::process::Command;
 use tokio::sync::Barrier;
 
 /// A worker on a busy machine is up after a few seconds.
@@ -73,6 +77,8 @@ impl Worker {
 struct Driven {
     report: Report,
     records: Vec<Record>,
+    /// What went to standard error, which is no terminal here.
+    warnings: String,
     folder: TempDir,
 }
 
@@ -83,19 +89,20 @@ impl Driven {
 }
 
 async fn drive(url: &str, flags: &[&str]) -> Driven {
+    drive_by(program(), url, flags).await
+}
+
+/// With a program whose environment is the test's.
+async fn drive_by(mut program: Command, url: &str, flags: &[&str]) -> Driven {
     let folder = tempfile::tempdir().unwrap();
     let at = |name: &str| folder.path().join(name).display().to_string();
-    let files = [
+    program.args([
         format!("--out={}", at("report.json")),
         format!("--html={}", at("report.html")),
         format!("--requests-out={}", at("requests.jsonl")),
         format!("--url={url}"),
-    ];
-    let all = files
-        .iter()
-        .map(String::as_str)
-        .chain(flags.iter().copied());
-    let last_line = loadtest(all).await;
+    ]);
+    let output = program.args(flags).output().await.unwrap();
     let lines = std::fs::read_to_string(folder.path().join("requests.jsonl")).unwrap();
     let mut records: Vec<Record> = lines
         .lines()
@@ -103,23 +110,23 @@ async fn drive(url: &str, flags: &[&str]) -> Driven {
         .collect();
     records.sort_by_key(|record| record.request);
     Driven {
-        report: serde_json::from_str(&last_line).unwrap(),
+        report: serde_json::from_str(&last_line(&output)).unwrap(),
         records,
+        warnings: String::from_utf8(output.stderr).unwrap(),
         folder,
     }
 }
 
-/// Runs `loadtest drive` and returns the last line that it prints.
-async fn loadtest(flags: impl Iterator<Item = &str>) -> String {
-    let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_loadtest"));
-    let output = command
-        .arg("drive")
-        .args(flags)
-        .kill_on_drop(true)
-        .output()
-        .await
-        .unwrap();
-    let text = String::from_utf8(output.stdout).unwrap();
+/// `loadtest drive`, which ends with the test.
+fn program() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_loadtest"));
+    command.arg("drive").kill_on_drop(true);
+    command
+}
+
+/// The JSON of a call that succeeded.
+fn last_line(output: &Output) -> String {
+    let text = std::str::from_utf8(&output.stdout).unwrap();
     assert!(output.status.success(), "{text}");
     text.lines().last().unwrap().to_owned()
 }
@@ -239,7 +246,8 @@ async fn compare(before: &Path, after: &Path, html: &Path) -> serde_json::Value 
         &paths[2],
         "--json",
     ];
-    serde_json::from_str(&loadtest(flags.into_iter()).await).unwrap()
+    let output = program().args(flags).output().await.unwrap();
+    serde_json::from_str(&last_line(&output)).unwrap()
 }
 
 #[tokio::test]
@@ -364,10 +372,9 @@ fn is_whole(request: &[u8]) -> bool {
 #[tokio::test]
 async fn a_file_that_is_no_report_is_refused() {
     let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("Cargo.toml");
-    let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_loadtest"));
     let path = path.display().to_string();
-    let output = command
-        .args(["drive", "--compare", &path, &path])
+    let output = program()
+        .args(["--compare", &path, &path])
         .output()
         .await
         .unwrap();
