@@ -65,6 +65,11 @@ pub struct ValidateOptions {
     #[arg(long, value_name = "PERCENT")]
     pub ttft_within: Option<f64>,
 
+    /// Milliseconds of the wall clock between two requests, at least, on both sides. A trace may have many at the same instant, and a
+    /// machine needs some milliseconds to send a long prompt.
+    #[arg(long, value_name = "MS", default_value_t = 0)]
+    pub apart_ms: u64,
+
     #[command(flatten)]
     pub fleet: FleetOptions,
 
@@ -137,7 +142,9 @@ async fn validate(options: &ValidateOptions, console: &Console) -> Result<Report
     options.fleet.time()?;
     let runs = Runs::of(&options.load)?;
     ensure!(runs.len() == 1, "{} loads; one is validated", runs.len());
-    let run = runs.make(0)?;
+    let mut run = runs.make(0)?;
+    let apart = Duration::from_millis(options.apart_ms).mul_f64(options.fleet.speedup);
+    run.plan.workload = run.plan.workload.apart(apart);
     ensure!(
         options.load.concurrency.is_empty(),
         "--concurrency: the simulator has open loops only"

@@ -41,6 +41,18 @@ impl Workload {
         self.with_starts(std::iter::once(Duration::ZERO).chain(std::iter::repeat(gap)))
     }
 
+    /// The same requests, each at least `gap` after the one before it: a trace whose clock ticks seldom has many at the same
+    /// instant, which no sender can keep. Requests that follow an answer are left alone.
+    #[must_use]
+    pub fn apart(mut self, gap: Duration) -> Self {
+        let mut free = Duration::ZERO;
+        for request in self.requests.iter_mut().filter(|one| one.after.is_none()) {
+            request.at = request.at.max(free);
+            free = request.at.saturating_add(gap);
+        }
+        self.sorted()
+    }
+
     /// How many conversations a second have to start for `rate` requests a second.
     fn start_rate(&self, rate: f64) -> f64 {
         let starts = self.requests.iter().filter(|one| one.after.is_none());
@@ -171,6 +183,22 @@ mod tests {
             .map(|one| one.at)
             .collect();
         assert_eq!(times, [0, 5, 50, 150].map(Duration::from_millis));
+    }
+
+    #[test]
+    fn requests_of_one_instant_are_sent_one_after_another() {
+        let requests = [0, 0, 0, 12, 40].map(|at| request(at, 1, None)).to_vec();
+        let workload = Workload {
+            name: String::new(),
+            requests,
+        };
+        let at = |gap| -> Vec<u128> {
+            let apart = workload.clone().apart(Duration::from_millis(gap));
+            let times = apart.requests.iter().map(|one| one.at.as_millis());
+            times.collect()
+        };
+        assert_eq!(at(5), [0, 5, 10, 15, 40]);
+        assert_eq!(at(0), [0, 0, 0, 12, 40]);
     }
 
     #[test]
