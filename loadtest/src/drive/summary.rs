@@ -114,7 +114,9 @@ pub(super) fn summarise(
     let window = window(records, seconds);
     let ok = || records.iter().filter(|one| one.is_ok());
     let per_second = |count: f64| if window > 0.0 { count / window } else { 0.0 };
-    let within = |of: fn(&Record, f64) -> f64| per_second(ok().map(|one| of(one, window)).sum());
+    // From 0 on: the sum of nothing would be -0.
+    let within =
+        |of: fn(&Record, f64) -> f64| per_second(ok().fold(0.0, |sum, one| sum + of(one, window)));
     let succeeded = ok().count();
     let good = records.iter().filter(|one| slo.is_met(one)).count();
     let prompt_tokens: u64 = ok().map(|one| one.prompt_tokens).sum();
@@ -340,6 +342,26 @@ mod tests {
         assert_eq!(requests, [("a", 2), ("b", 1)]);
         assert_eq!(report.over_time.len(), 4);
         assert!((report.over_time[3].failed_per_second - 1.0).abs() < 1e-9);
+    }
+
+    #[test]
+    fn rates_of_nothing_are_0_and_not_less() {
+        let mut tally = Tally::new();
+        tally.sent = 1;
+        tally.take(Record {
+            end: 1.0,
+            failure: Some(Failure::new(ErrorClass::Connect, "refused")),
+            ..Record::default()
+        });
+        let none = &Workload::default();
+        let report = summarise(String::new(), None, none, &tally, Slo::default());
+        let rates = [
+            report.requests_per_second,
+            report.prompt_tokens_per_second,
+            report.answer_tokens_per_second,
+            report.goodput,
+        ];
+        assert!(rates.iter().all(|rate| rate.to_bits() == 0), "{rates:?}");
     }
 
     #[test]
