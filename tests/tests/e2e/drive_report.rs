@@ -26,7 +26,7 @@ const BARS: &str = "(() => {
     const named = figure => figure.querySelector('figcaption').innerText.startsWith('Load by worker');
     const figure = [...document.querySelectorAll('figure')].find(named);
     const rows = [...figure.querySelectorAll('tr')];
-    return rows.filter(row => row.querySelector('span').getBoundingClientRect().width > 5)
+    return rows.filter(row => row.querySelector('span').getBoundingClientRect().width > 0)
         .map(row => row.querySelector('th').innerText);
 })()";
 
@@ -39,21 +39,25 @@ async fn the_page_of_a_run_through_the_gateway_is_drawn_and_asks_nobody() -> Res
     let stack = Stack::start(options).await?;
     let page = stack.folder().join("report.html");
     let report = drive(&stack, &page).await?;
-    let mut addresses: Vec<String> = stack
+    let addresses: Vec<String> = stack
         .workers()
         .iter()
         .map(|worker| worker.address().to_string())
         .collect();
-    addresses.sort();
+    // Which of them get anything depends on how fast this machine is: an idle one that holds the prompt is picked again.
+    let mut served = Vec::new();
     for run in report["runs"].as_array().context("no runs")? {
         let workers = run["workers"].as_array().context("no workers")?;
-        let names: Vec<&str> = workers
-            .iter()
-            .filter_map(|one| one["name"].as_str())
-            .collect();
-        assert_eq!(names, addresses, "Envoy names the worker that served");
+        let names = workers.iter().filter_map(|one| one["name"].as_str());
+        let names: Vec<String> = names.map(str::to_owned).collect();
+        assert!(!names.is_empty() && names.is_sorted(), "{names:?}");
+        assert!(
+            names.iter().all(|name| addresses.contains(name)),
+            "Envoy names the worker that served: {names:?} of {addresses:?}"
+        );
         let requests = workers.iter().filter_map(|one| one["requests"].as_u64());
         assert_eq!(Some(requests.sum()), run["succeeded"].as_u64());
+        served.push(names);
     }
 
     let url = format!("file://{}", page.display());
@@ -73,7 +77,7 @@ async fn the_page_of_a_run_through_the_gateway_is_drawn_and_asks_nobody() -> Res
     }
     let all = "document.querySelectorAll('figure svg').length";
     assert_eq!(browser.evaluate(all).await?, drawn.len(), "{drawn:?}");
-    assert_eq!(strings(&browser.evaluate(BARS).await?), addresses);
+    assert_eq!(strings(&browser.evaluate(BARS).await?), served[0]);
     // A page that is narrow shows all of it as well.
     browser.resize(400, 800).await?;
     let wide = "document.documentElement.scrollWidth";
