@@ -353,28 +353,31 @@ fn abort_all_ends_everything_so_far() {
     rig.stop();
 }
 
+/// Whether a step fails alone or with another one begun behind it.
 #[test]
 fn a_failing_backend_ends_requests_and_not_the_process() {
-    for (verdict, text) in [
-        (Verdict::Fail, "step: the device fell off"),
-        (Verdict::Panic, "the backend panicked: index out of bounds"),
-    ] {
-        let (rig, gate) = Rig::gated();
-        let stream = rig.engine.submit(request(1..5, 20)).unwrap();
-        gate.one_step();
-        gate.wait_for_step();
-        gate.end_step(verdict);
-        let updates = all(stream);
-        assert_eq!(updates.len(), 2);
-        assert_eq!(updates[1].finish, Some(Finish::Error(text.to_owned())));
-        assert!(!rig.engine.is_healthy());
-        assert_eq!(
-            rig.engine.submit(request(1..5, 1)).unwrap_err(),
-            SubmitError::Unhealthy
-        );
-        assert_eq!(rig.engine.stats().blocks_used, 0);
-        assert!(rig.engine.is_idle());
-        rig.stop();
+    for start in [Rig::gated, Rig::gated_behind] {
+        for (verdict, text) in [
+            (Verdict::Fail, "step: the device fell off"),
+            (Verdict::Panic, "the backend panicked: index out of bounds"),
+        ] {
+            let (rig, gate) = start();
+            let stream = rig.engine.submit(request(1..5, 20)).unwrap();
+            gate.one_step();
+            gate.wait_for_step();
+            gate.end_step(verdict);
+            let updates = all(stream);
+            assert_eq!(updates.len(), 2);
+            assert_eq!(updates[1].finish, Some(Finish::Error(text.to_owned())));
+            assert!(!rig.engine.is_healthy());
+            assert_eq!(
+                rig.engine.submit(request(1..5, 1)).unwrap_err(),
+                SubmitError::Unhealthy
+            );
+            assert_eq!(rig.engine.stats().blocks_used, 0);
+            assert!(rig.engine.is_idle());
+            rig.stop();
+        }
     }
 }
 

@@ -106,30 +106,6 @@ fn a_step_ahead_that_cannot_be_begun_ends_requests_and_not_the_process() {
 }
 
 #[test]
-fn a_step_that_fails_with_another_begun_ends_requests_and_not_the_process() {
-    for (verdict, text) in [
-        (Verdict::Fail, "step: the device fell off"),
-        (Verdict::Panic, "the backend panicked: index out of bounds"),
-    ] {
-        let (rig, gate) = Rig::gated_behind();
-        let stream = rig.engine.submit(request(1..5, 20)).unwrap();
-        gate.one_step();
-        gate.wait_for_step();
-        gate.end_step(verdict);
-        let updates = all(stream);
-        assert_eq!(updates.len(), 2);
-        assert_eq!(updates[1].finish, Some(Finish::Error(text.to_owned())));
-        assert_eq!(
-            rig.engine.submit(request(1..5, 1)).unwrap_err(),
-            SubmitError::Unhealthy
-        );
-        assert_eq!(rig.engine.stats().blocks_used, 0);
-        assert!(rig.engine.is_idle());
-        rig.stop();
-    }
-}
-
-#[test]
 fn a_reader_that_leaves_takes_its_blocks_along_and_the_step_ahead_ends_alone() {
     let (rig, gate) = Rig::gated_behind();
     let gone = rig.engine.submit(request(1..30, 10)).unwrap();

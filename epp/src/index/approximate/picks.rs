@@ -178,16 +178,15 @@ impl Picks {
     ) {
         self.beliefs.find(keys, &mut |endpoint, generation, step| {
             let known = self.known(endpoint, generation);
-            let is =
-                |what: &dyn Fn(&Pending) -> bool| known.is_some_and(|known| what(&known.pending));
+            let pending = known.map(|known| &known.pending);
             // Who put it there counts as well as who used it last: the last one may have failed.
             let is_promised = |pending: &Pending| {
                 let mut picks = [step.touched, step.created].into_iter();
                 picks.any(|pick| pending.is_promised(pick, now_ms))
             };
-            if !is_followed(endpoint, generation) || is(&is_promised) {
-                let is_confirmed = !is(&|pending| pending.is_unstarted(step.created));
-                found(endpoint, generation, step.blocks, is_confirmed);
+            if !is_followed(endpoint, generation) || pending.is_some_and(is_promised) {
+                let is_unstarted = pending.is_some_and(|it| it.is_unstarted(step.created));
+                found(endpoint, generation, step.blocks, !is_unstarted);
             }
         });
     }
